@@ -1,0 +1,326 @@
+"""The command line: one function a command, each importing what it needs and nothing more."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from asr.errors import AsrError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from asr.manifest import Utterance
+    from asr.metrics import Scored
+    from asr.recognizer import Recognizer
+
+app = typer.Typer(
+    help="Train a speech recogniser, carry it in one file, run it without PyTorch.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A model file (.onnx), or the name of a bundled model.")]
+Beam = Annotated[int, typer.Option(help="Width of the beam search; 1 is greedy decoding.", min=1)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override.")]
+
+
+class Format(StrEnum):
+    """Output formats of `asr transcribe`."""
+
+    txt = "txt"
+    json = "json"
+
+
+@app.command(epilog="Example: `asr transcribe -m digits --format json recording.wav`")
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(help="Audio files: wav, flac, ogg, opus, mp3.", show_default=False)],
+    model: Model = "digits",
+    output_format: Annotated[Format, typer.Option("--format", "-f", help="What is written.")] = Format.txt,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write one file an input into this folder.")
+    ] = None,
+    beam: Beam = 16,
+    overwrite: Overwrite = False,
+) -> None:
+    """Print the text of recordings, offline."""
+    from asr.recognizer import Recognizer
+    from asr.transcript import WRITERS, write
+
+    if output is not None:
+        _make_folder(output)
+    recognizer = Recognizer(model, beam=beam)
+    failed = 0
+    targets: dict[Path, Path] = {}  # output file -> the input it belongs to
+    for file in files:
+        try:
+            target = output / f"{file.stem}.{output_format}" if output is not None else None
+            if target is not None and targets.setdefault(target, file) != file:
+                raise AsrError(f"{file}: its output {target} belongs to {targets[target]} already; rename one of them")
+            transcript = recognizer.transcribe(file)
+            text = WRITERS[output_format](transcript)
+            if target is not None:
+                write(target, text, overwrite=overwrite)
+            elif len(files) > 1 and output_format is Format.txt:
+                sys.stdout.write(f"{file}\t{text}")
+            else:
+                sys.stdout.write(text)
+        except AsrError as error:
+            failed += 1
+            _complain(error)
+    if failed:
+        if len(files) > 1:
+            typer.echo(f"{failed} of {len(files)} files failed, see above", err=True)
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: `asr train recipes/fsdd/config.yaml network.hidden=128 epochs=10 --run runs/small`")
+def train(
+    config: Annotated[Path, typer.Argument(help="A recipe's config.yaml.", show_default=False)],
+    overrides: Settings = None,
+    run: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/<name>")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+) -> None:
+    """Train a model; Ctrl-C saves, --resume goes on. Several devices: torchrun --nproc-per-node N -m asr train ..."""
+    from rich.console import Console
+
+    from asr.training import loop
+    from asr.training.config import read
+
+    settings = read(config, overrides or [])
+    outcome = loop.train(
+        settings,
+        run or Path("runs") / settings.name,
+        resume=resume,
+        device=device,
+        threads=threads,
+        console=Console(stderr=True),
+    )
+    if not outcome.finished:
+        raise typer.Exit(130)
+
+
+@app.command(epilog="Example: `asr evaluate runs/fsdd recipes/fsdd/data/test.jsonl`")
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A run folder, a model file (.onnx), or a bundled name.", show_default=False)
+    ],
+    manifest: Annotated[Path, typer.Argument(help="JSON lines with the true texts.", show_default=False)],
+    beam: Beam = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    worst: Annotated[int, typer.Option(help="How many of the worst utterances to show.", min=0)] = 10,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write every reference and hypothesis, as JSON lines.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Word and character error rates on a manifest, and where the errors are."""
+    import json
+    from time import perf_counter
+
+    from rich.console import Console
+
+    from asr import metrics
+    from asr.manifest import read
+    from asr.recognizer import Recognizer
+    from asr.transcript import write
+
+    console = Console(stderr=True)
+    utterances = read(manifest)
+    recognizer = Recognizer(_as_onnx(model), beam=beam)
+    failures: list[str] = []
+    started = perf_counter()
+    scored = list(_recognise(recognizer, utterances, failures, console))
+    spent = perf_counter() - started
+    if not scored:
+        raise AsrError(f"{manifest}: none of {len(utterances)} utterances could be read; the first: {failures[0]}")
+    report = metrics.report(scored, worst=worst)
+    if output is not None:
+        rows = ({"id": one.id, "reference": one.reference, "hypothesis": one.hypothesis} for one in scored)
+        write(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), overwrite=overwrite)
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_json() | {"failed": failures}, indent=1, ensure_ascii=False) + "\n")
+    else:
+        report.render(Console())
+    speed = sum(one.duration_s for one in scored) / max(spent, 1e-9)
+    console.print(f"decoded at {speed:.0f} x real time, reading included", highlight=False)
+    if failures:
+        typer.echo(
+            f"{len(failures)} of {len(utterances)} utterances failed and are not in the figures, see above", err=True
+        )
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: `asr export runs/fsdd -o digits.onnx`")
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder, or one of its .safetensors files.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="The model's name.", show_default="the training's")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a trained model as one file that runs without PyTorch."""
+    from asr.training.export import export as write_onnx
+
+    write_onnx(run, output, name=name, overwrite=overwrite)
+    typer.echo(f"{output}: {output.stat().st_size / 1e6:.2f} MB", err=True)
+
+
+@app.command(epilog="Example: `asr doctor recipes/fsdd/data/train.jsonl --config recipes/fsdd/config.yaml`")
+def doctor(
+    manifest: Annotated[Path, typer.Argument(help="JSON lines to check before training.", show_default=False)],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="The recipe's settings: alphabet, normaliser, frame shift.", show_default="English"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+    examples: Annotated[int, typer.Option(help="How many examples of each fault to show.", min=0)] = 3,
+) -> None:
+    """Check audio and texts before hours of training are spent on them; exit 1 if there are errors."""
+    from rich.console import Console
+
+    from asr.audio import SAMPLE_RATE
+    from asr.doctor import check
+    from asr.manifest import read
+    from asr.text import normaliser
+    from asr.tokens import Tokens
+
+    alphabet, normalise, shift_s = " 'abcdefghijklmnopqrstuvwxyz", "english", 0.04
+    if config is not None:
+        from asr.training.config import read as read_config
+
+        settings = read_config(config)
+        alphabet, normalise = settings.data.alphabet, settings.data.normaliser
+        shift_s = settings.features.hop_length * settings.network.subsampling / SAMPLE_RATE
+    with _progress(Console(stderr=True)) as progress:
+        diagnosis = check(
+            read(manifest), Tokens.of(alphabet), normaliser(normalise), shift_s, manifest=manifest, progress=progress
+        )
+    if as_json:
+        sys.stdout.write(diagnosis.to_json() + "\n")
+    else:
+        diagnosis.render(Console(), examples=examples)
+    if diagnosis.errors:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: `asr summary recipes/fsdd/config.yaml network.cell=gru`")
+def summary(
+    config: Annotated[Path, typer.Argument(help="A recipe's config.yaml.", show_default=False)],
+    overrides: Settings = None,
+    duration_s: Annotated[float, typer.Option("--seconds", help="Length of audio for the shapes.", min=0.1)] = 10.0,
+) -> None:
+    """The network of a configuration: layers, output shapes, parameters, receptive field, frame shift."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from asr.audio import SAMPLE_RATE
+    from asr.tokens import Tokens
+    from asr.training import model
+    from asr.training.config import read
+
+    settings = read(config, overrides or [])
+    network = model.AcousticModel(settings, len(Tokens.of(settings.data.alphabet)))
+    table = Table("layer", "kind", "output (T, features)", "parameters", box=None, pad_edge=False)
+    for column in (2, 3):
+        table.columns[column].justify = "right"
+    for row in model.summary(network, duration_s):
+        table.add_row(row.name, row.kind, " x ".join(map(str, row.shape)), f"{row.parameters:,}")
+    console = Console()
+    console.print(table, highlight=False)
+    total = sum(parameter.numel() for parameter in network.parameters())
+    console.print(
+        f"\n{settings.name}: {total:,} parameters, {total * 4 / 1e6:.1f} MB as float32\n"
+        f"one frame each {1000 * network.frame_shift / SAMPLE_RATE:.0f} ms; its convolutions see "
+        f"{1000 * network.receptive_field / SAMPLE_RATE:.0f} ms, the recurrent layers "
+        f"{'the whole utterance' if settings.network.bidirectional else 'everything before it'}",
+        highlight=False,
+    )
+
+
+def main() -> None:
+    """Entry point: errors in the input are one line on stderr and exit status 1."""
+    try:
+        app()
+    except AsrError as error:
+        _complain(error)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        extras = {
+            "torch": "train",
+            "torchaudio": "train",
+            "lightning": "train",
+            "onnx": "train",
+            "safetensors": "train",
+        }
+        extra = extras.get(str(error.name).split(".")[0])
+        if extra is None:
+            raise
+        _complain(f"this command needs {error.name}, which is not installed: pip install 'asr[{extra}]'")
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of our output, such as head, has had enough
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _complain(error: object) -> None:
+    typer.echo("asr: " + " ".join(str(error).splitlines()), err=True)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AsrError(f"{folder}: expected a folder to write to: {error.strerror}") from None
+
+
+def _as_onnx(model: str) -> str:
+    """A run folder stands for its model, exported beside it where that has not been done yet."""
+    run = Path(model)
+    if not run.is_dir():
+        return model
+    weights, exported = run / "model.safetensors", run / "model.onnx"
+    if not exported.exists() or (weights.exists() and exported.stat().st_mtime < weights.stat().st_mtime):
+        from asr.training.export import export as write_onnx
+
+        write_onnx(run, exported, overwrite=True)
+    return str(exported)
+
+
+def _recognise(
+    recognizer: Recognizer, utterances: list[Utterance], failures: list[str], console: Console
+) -> Iterator[Scored]:
+    from asr import audio
+    from asr.metrics import Scored
+    from asr.text import normaliser
+
+    normalise = normaliser(recognizer.card.get("normaliser", "none"))
+    with _progress(console) as progress:
+        for utterance in progress.track(utterances, description="recognising"):
+            try:
+                waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
+                transcript = recognizer.transcribe(waveform, audio.SAMPLE_RATE)
+            except AsrError as error:
+                failures.append(str(error))
+                _complain(error)
+                continue
+            reference = normalise(utterance.text)
+            yield Scored(utterance.id, reference, transcript.text, utterance.speaker, utterance.duration_s)
+
+
+def _progress(console: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

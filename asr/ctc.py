@@ -1,0 +1,329 @@
+"""CTC decoding in NumPy: the best path, prefix beam search, and the times of known tokens.
+
+The network gives each frame a distribution over V tokens, blank included. A path picks one token a frame; collapsing
+its runs of equal tokens and then dropping the blanks gives a text. Many paths collapse to one text, and the text's
+probability is the sum over all of them. `greedy` takes the single best path, `beam` sums, `align` finds the best path
+of a text that is already known.
+
+Everywhere log_probs is (T, V) float32, natural log; sums run in float64, so that hours of frames do not lose digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from asr.errors import AsrError
+from asr.tokens import BLANK, min_frames
+
+_NEVER = -np.inf  # log 0
+_LOG_PROB_SLACK = 1e-3  # how far above log 1 rounding may carry a log-probability
+_SPARE_NODES = 1024  # dead prefixes that may pile up before they are cleared away
+
+
+class CtcError(AsrError):
+    """Log-probabilities or tokens that cannot be decoded or aligned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """Collapsed token ids (no blanks) and their natural-log probability.
+
+    score: of the best path for `greedy`; for `beam` the sum over the alignments that the beam kept.
+    """
+
+    token_ids: tuple[int, ...]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The frames [start, end) in which one token is emitted. score: its mean posterior probability there, 0 to 1."""
+
+    start: int
+    end: int
+    score: float
+
+
+def greedy(log_probs: np.ndarray) -> Hypothesis:
+    """The most probable path, collapsed. Of equally probable tokens the lowest id wins.
+
+    log_probs: (T, V) float32, natural log; T = 0 gives the empty hypothesis.
+    raises:    CtcError if the shape is another, or the values are not log-probabilities.
+    source:    Graves et al. 2006, "Connectionist Temporal Classification", section 3.2.
+    """
+    log_probs = _checked(log_probs)
+    path = log_probs.argmax(axis=1)
+    starts = np.diff(path, prepend=BLANK) != 0  # a leading blank starts nothing, and would be dropped anyway
+    token_ids = path[starts & (path != BLANK)]
+    return Hypothesis(tuple(token_ids.tolist()), float(log_probs.max(axis=1).sum()))
+
+
+def beam(log_probs: np.ndarray, beam: int = 16, n_best: int = 1) -> list[Hypothesis]:
+    """The most probable texts by prefix beam search, best first: at most n_best, always at least one.
+
+    log_probs: (T, V) float32, natural log; T = 0 gives the empty hypothesis.
+    raises:    CtcError if the shape is another, the values are not log-probabilities, or beam or n_best is below 1.
+    """
+    if np.ndim(log_probs) != 2:
+        raise CtcError(f"expected log-probabilities of shape (T, V), got {np.shape(log_probs)}")
+    search = BeamSearch(log_probs.shape[1], beam)
+    search.advance(log_probs)
+    return search.hypotheses(n_best)
+
+
+class BeamSearch:
+    """Prefix beam search that takes its frames in pieces; any chunking gives exactly the result of one call.
+
+    A beam over paths would spend its places on paths of the same text, so this one holds prefixes: texts so far. The
+    next frame acts differently on the paths of one prefix, by how they end. With "a" as prefix and "a" as next token,
+
+        a a     + a  ->  "a"     the run grows longer, and collapses to the same prefix
+        a blank + a  ->  "aa"    the blank has closed the run, so this is a second "a"
+
+    Hence two scores a prefix, with p the frame's probabilities and `last` the prefix's last token:
+
+        ends_blank  the sum over its paths that end in blank
+        ends_token  the sum over its paths that end in `last`
+        total     = ends_blank + ends_token
+
+    From one frame to the next a prefix stays as it is, or grows by one token:
+
+        stay    ends_blank' = total * p[blank]             a blank may follow anything
+                ends_token' = ends_token * p[last]         the run of `last` grows longer
+        extend  ends_token' = total * p[v]                 by any other token v
+                ends_token' = ends_blank * p[last]         by `last` again: only once a blank has closed its run
+
+    The extension of a prefix may be a prefix that the beam holds already: "a" + "b" beside "ab". These are paths of one
+    text, so their sums are added ("merged"); left apart they would fill two places and each be ranked too low. With
+    every prefix kept, the totals are the exact probabilities.
+
+    n_tokens: V, blank included.  beam: how many prefixes live on from frame to frame.
+    Ties are broken the same way everywhere: of equal candidates the earlier in the beam stays, then the lower token.
+    raises:   CtcError if n_tokens is below 2 or beam below 1.
+    source:   Graves & Jaitly 2014, "Towards End-to-End Speech Recognition with Recurrent Neural Networks", algorithm 1;
+              Hannun et al. 2014, "First-Pass Large Vocabulary Continuous Speech Recognition using Bi-Directional
+              Recurrent DNNs", algorithm 1.
+    """
+
+    def __init__(self, n_tokens: int, beam: int = 16) -> None:
+        if n_tokens < 2:
+            raise CtcError(f"expected the blank and at least one token, got {n_tokens} tokens")
+        if beam < 1:
+            raise CtcError(f"expected a beam of at least 1 prefix, got {beam}")
+        self._n_tokens = n_tokens
+        self._beam = beam
+        self._trie = _Trie()
+        # One entry a prefix, all (up to beam,). No frame yet: only the empty prefix, and nothing that a token could
+        # repeat, which is how things stand after a blank.
+        self._total = np.zeros(1)
+        self._ends_blank = np.zeros(1)
+        self._ends_token = np.full(1, _NEVER)
+        self._last = np.full(1, BLANK)
+        self._node = np.array([_Trie.ROOT])
+        self._parent = np.array([_Trie.NONE])
+
+    def advance(self, log_probs: np.ndarray) -> None:
+        """Take the next frames, (T, V) float32, natural log; T may be 0. raises: CtcError, with nothing taken."""
+        for frame in _checked(log_probs, self._n_tokens):
+            self._step(frame)
+
+    def hypotheses(self, n_best: int = 1) -> list[Hypothesis]:
+        """The best prefixes of all frames so far, best first, equal ones by token ids: at most n_best."""
+        if n_best < 1:
+            raise CtcError(f"expected n_best of at least 1, got {n_best}")
+        chosen = _top(self._total, n_best)
+        nodes, scores = self._node[chosen].tolist(), self._total[chosen].tolist()
+        found = [Hypothesis(self._trie.prefix(node), score) for node, score in zip(nodes, scores, strict=True)]
+        return sorted(found, key=lambda hypothesis: (-hypothesis.score, hypothesis.token_ids))
+
+    def _step(self, frame: np.ndarray) -> None:
+        """One frame, (V,) float64: products of the derivation above are sums here, sums are logaddexp."""
+        last = self._last
+        stay_blank = self._total + frame[BLANK]
+        stay_token = self._ends_token + frame[last]
+
+        # Row: prefix. Column: the token it grows by; column 0, the blank's, is free for the prefix that stays.
+        candidates = self._total[:, None] + frame
+        candidates[np.arange(len(last)), last] = self._ends_blank + frame[last]
+
+        # Merge. Equal prefixes have equal nodes, so `child` is an extension of `row` if its parent is row's node.
+        child, row = np.nonzero(self._parent[:, None] == self._node)
+        token = last[child]
+        stay_token[child] = np.logaddexp(stay_token[child], candidates[row, token])
+        candidates[row, token] = _NEVER
+        candidates[:, BLANK] = np.logaddexp(stay_blank, stay_token)
+
+        scores = candidates.ravel()
+        kept = _top(scores, self._beam)
+        row, token = np.divmod(kept, self._n_tokens)
+        grown = token != BLANK
+        self._total = scores[kept]
+        self._ends_blank = np.where(grown, _NEVER, stay_blank[row])
+        self._ends_token = np.where(grown, self._total, stay_token[row])
+        self._last = np.where(grown, token, last[row])
+        self._parent = np.where(grown, self._node[row], self._parent[row])
+        self._node = self._node[row]
+        new = np.flatnonzero(grown)
+        if len(new):
+            self._node[new] = self._trie.grow(self._node[new].tolist(), token[new].tolist())
+            if self._trie.crowded():
+                self._node = np.array(self._trie.prune(self._node.tolist()))
+                self._parent = np.array([self._trie.parents[node] for node in self._node])
+
+
+class _Trie:
+    """Prefixes as nodes of a tree: parent node and last token each. The root is the empty prefix.
+
+    One node a prefix, always: a prefix that fell out of the beam while a longer one lived on gets its old node back,
+    for the beam to see that the two are related.
+    """
+
+    ROOT = 0
+    NONE = -1  # the root's parent
+
+    def __init__(self) -> None:
+        self.parents = [self.NONE]
+        self.tokens = [BLANK]
+        self._children: dict[tuple[int, int], int] = {}
+        self._limit = _SPARE_NODES
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+    def grow(self, nodes: Iterable[int], tokens: Iterable[int]) -> list[int]:
+        """The node of each prefix node + token, made where there is none yet."""
+        grown = []
+        for edge in zip(nodes, tokens, strict=True):
+            node = self._children.setdefault(edge, len(self.parents))
+            if node == len(self.parents):
+                self.parents.append(edge[0])
+                self.tokens.append(edge[1])
+            grown.append(node)
+        return grown
+
+    def prefix(self, node: int) -> tuple[int, ...]:
+        """The token ids from the root to a node."""
+        token_ids = []
+        while node != self.ROOT:
+            token_ids.append(self.tokens[node])
+            node = self.parents[node]
+        return tuple(reversed(token_ids))
+
+    def crowded(self) -> bool:
+        return len(self.parents) > self._limit
+
+    def prune(self, nodes: Sequence[int]) -> list[int]:
+        """Forget all but these nodes and their ancestors; returns the nodes' new numbers.
+
+        The next time comes when the survivors have doubled: pruning costs a constant time a node, and the memory of a
+        stream grows with its text, not with its length.
+        """
+        alive = {self.ROOT}
+        for node in nodes:
+            while node not in alive:
+                alive.add(node)
+                node = self.parents[node]
+        order = sorted(alive)  # a parent is older than its children, so its number stays below theirs
+        number = {old: new for new, old in enumerate(order)}
+        number[self.NONE] = self.NONE
+        self.parents = [number[self.parents[old]] for old in order]
+        self.tokens = [self.tokens[old] for old in order]
+        edges = zip(self.parents, self.tokens, strict=True)
+        self._children = {edge: node for node, edge in enumerate(edges) if node != self.ROOT}
+        self._limit = 2 * len(order) + _SPARE_NODES
+        return [number[node] for node in nodes]
+
+
+def align(log_probs: np.ndarray, token_ids: Sequence[int]) -> list[Span]:
+    """The frames in which each token of a known text is emitted, on the most probable path of that text.
+
+    The path runs through 2U + 1 states, blank u_1 blank u_2 ... u_U blank. In a frame it stays, goes on to the next
+    state, or skips the blank between two tokens, unless these are equal: without it their runs would collapse into one.
+
+    log_probs: (T, V) float32, natural log.
+    token_ids: (U,) ids from 1 to V - 1; none gives [].
+    returns:   U spans, in order and disjoint, each of at least one frame; the frames between them are blank.
+    raises:    CtcError if log_probs is not as described, an id is not a token, T is too short for the text, or no path
+               of the text has a probability above 0.
+    source:    Graves et al. 2006, "Connectionist Temporal Classification", section 4.1, with max in place of sum.
+    """
+    log_probs = _checked(log_probs)
+    n_frames, n_tokens = log_probs.shape
+    wrong = [token_id for token_id in token_ids if not BLANK < token_id < n_tokens]
+    if wrong:
+        raise CtcError(f"expected token ids from 1 to {n_tokens - 1}, got {wrong[:5]}")
+    if len(token_ids) == 0:
+        return []
+    fewest = min_frames(token_ids)
+    if n_frames < fewest:
+        raise CtcError(
+            f"expected at least {fewest} frames for {len(token_ids)} tokens, got {n_frames}: "
+            "the text is too long for the audio; check that they belong together"
+        )
+
+    states = np.full(2 * len(token_ids) + 1, BLANK)
+    states[1::2] = token_ids
+    barred = np.ones(len(states), bool)  # states that cannot be reached by skipping the one before
+    barred[3::2] = states[3::2] == states[1:-2:2]
+
+    moves = np.empty((n_frames, len(states)), np.int8)  # how many states forward the best path to each state came
+    best = np.full(len(states), _NEVER)
+    best[0] = 0.0  # as if a blank stood before the first frame: the path may start in state 0 or 1
+    step, skip = np.full_like(best, _NEVER), np.full_like(best, _NEVER)
+    for frame, move in zip(log_probs, moves, strict=True):
+        step[1:] = best[:-1]
+        skip[2:] = best[:-2]
+        skip[barred] = _NEVER
+        np.greater(step, best, out=move, casting="unsafe")  # ties stay
+        best = np.maximum(best, step)
+        move[skip > best] = 2
+        best = np.maximum(best, skip) + frame[states]
+
+    state = len(states) - 1 if best[-1] > best[-2] else len(states) - 2  # the last blank need not be there
+    if best[state] == _NEVER:
+        raise CtcError("expected a path with a probability above 0, but some token of the text has none in every frame")
+    path = np.empty(n_frames, np.int64)
+    for t in range(n_frames - 1, -1, -1):
+        path[t] = state
+        state -= int(moves[t, state])
+
+    # The path never goes back, so that each state's frames are one run of a sorted array.
+    token_states = np.arange(1, len(states), 2)
+    starts, ends = np.searchsorted(path, token_states, "left"), np.searchsorted(path, token_states, "right")
+    return [
+        Span(start, end, float(np.exp(log_probs[start:end, token_id]).mean()))
+        for start, end, token_id in zip(starts.tolist(), ends.tolist(), token_ids, strict=True)
+    ]
+
+
+def _top(scores: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` highest of (n,) scores, fewer if fewer are above log 0; of equal ones the first.
+
+    A partition alone would pick among equal scores as its algorithm happens to run, which differs between processors.
+    """
+    if len(scores) <= count:
+        return np.flatnonzero(scores > _NEVER)
+    floor = np.partition(scores, -count)[-count]
+    above = np.flatnonzero(scores > floor)
+    if floor == _NEVER:
+        return above
+    return np.concatenate([above, np.flatnonzero(scores == floor)[: count - len(above)]])
+
+
+def _checked(log_probs: np.ndarray, n_tokens: int | None = None) -> np.ndarray:
+    """log_probs as (T, V) float64, or CtcError."""
+    shape = np.shape(log_probs)
+    if len(shape) != 2 or shape[1] < 2 or (n_tokens is not None and shape[1] != n_tokens):
+        raise CtcError(f"expected log-probabilities of shape (T, {n_tokens or 'V'}), got {shape}")
+    log_probs = np.asarray(log_probs, np.float64)
+    peak = log_probs.max(axis=1)  # NaN wins every maximum
+    if np.isnan(peak).any():
+        raise CtcError(f"expected log-probabilities, got NaN in frame {np.isnan(peak).argmax()}: check the network")
+    if (peak > _LOG_PROB_SLACK).any():
+        raise CtcError(f"expected natural-log probabilities (0 or below), got {peak.max():.3g}: apply log-softmax")
+    if (peak == _NEVER).any():
+        raise CtcError(f"expected a token with a probability above 0 in each frame, frame {peak.argmin()} has none")
+    return log_probs

@@ -1,0 +1,138 @@
+"""Manifests: one JSON object a line, with NeMo's keys, so that the same file serves both toolkits.
+
+    {"audio_filepath": "wavs/a.flac", "duration": 2.41, "text": "hello there", "speaker": "s1", "offset": 0.0}
+
+`audio_filepath` is relative to the manifest's folder (or absolute); `offset` and `speaker` are optional; seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asr.errors import AsrError
+
+_REQUIRED: dict[str, type | tuple[type, ...]] = {"audio_filepath": str, "duration": (int, float), "text": str}
+_OPTIONAL: dict[str, type | tuple[type, ...]] = {"offset": (int, float), "speaker": (str, int)}
+
+
+class ManifestError(AsrError):
+    """A manifest that is missing, empty or malformed; the message names the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """A stretch of an audio file and its transcript. duration_s, offset_s: seconds."""
+
+    audio: Path
+    duration_s: float
+    text: str
+    offset_s: float = 0.0
+    speaker: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The file's stem, with the offset where the file holds several utterances."""
+        return f"{self.audio.stem}@{self.offset_s:.2f}" if self.offset_s else self.audio.stem
+
+
+def read(path: str | Path) -> list[Utterance]:
+    """The utterances of a manifest, in its order; that the audio exists is not checked here (see `asr.doctor`).
+
+    raises: ManifestError naming file and line if it is missing, empty, not UTF-8, or a line is not as described above.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such manifest; run the recipe's prepare.py first, or check the path") from None
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"{path}: expected UTF-8, got byte 0x{error.object[error.start]:02x} at {error.start}"
+        ) from None
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}") from None
+    # Only \n ends a line: a transcript may hold U+2028 and its like, which splitlines() would cut at.
+    lines = enumerate(text.split("\n"), start=1)
+    utterances = [_parse(line, path.parent, f"{path}:{number}") for number, line in lines if line.strip()]
+    if not utterances:
+        raise ManifestError(f"{path}: expected one JSON object a line, got an empty file")
+    return utterances
+
+
+def write(path: str | Path, utterances: Iterable[Utterance]) -> None:
+    """Write a manifest, whole or not at all; audio below the manifest's folder is named relative to it.
+
+    Seconds keep six decimals, which names every sample exactly. raises: ManifestError if it cannot be written.
+    """
+    path = Path(path)
+    # abspath, not resolve(): a corpus behind a symbolic link keeps the name it was given.
+    folder = Path(os.path.abspath(path.parent))  # noqa: PTH100
+    lines = []
+    for utterance in utterances:
+        audio = Path(os.path.abspath(utterance.audio))  # noqa: PTH100
+        name = audio.relative_to(folder) if audio.is_relative_to(folder) else audio
+        row: dict[str, Any] = {"audio_filepath": name.as_posix(), "duration": round(utterance.duration_s, 6)}
+        row["text"] = utterance.text
+        if utterance.offset_s:
+            row["offset"] = round(utterance.offset_s, 6)
+        if utterance.speaker is not None:
+            row["speaker"] = utterance.speaker
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    temporary = path.with_name(path.name + ".part")
+    try:
+        data = "".join(lines).encode("utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except UnicodeEncodeError as error:
+        part = error.object[max(0, error.start - 20) : error.end]
+        raise ManifestError(
+            f"{path}: expected Unicode text, got half a surrogate pair in {part!r}; nothing written"
+        ) from None
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _parse(line: str, folder: Path, where: str) -> Utterance:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # not only JSONDecodeError: also a number of 5000 digits
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise ManifestError(f"{where}: expected a JSON object, got {line.strip()[:60]!r} ({reason})") from None
+    if not isinstance(row, dict):
+        raise ManifestError(f"{where}: expected a JSON object, got {line.strip()[:60]!r}")
+    for key, kind in _REQUIRED.items():
+        if key not in row:
+            raise ManifestError(f"{where}: expected the keys {', '.join(_REQUIRED)}; '{key}' is missing")
+        _check_kind(row[key], kind, key, where)
+    for key, kind in _OPTIONAL.items():
+        if row.get(key) is not None:
+            _check_kind(row[key], kind, key, where)
+    if not row["audio_filepath"]:
+        raise ManifestError(f"{where}: expected 'audio_filepath' to name a file, got an empty text")
+    duration_s, offset_s = _seconds(row["duration"]), _seconds(row.get("offset") or 0.0)
+    if not (math.isfinite(duration_s) and duration_s > 0 and math.isfinite(offset_s) and offset_s >= 0):
+        raise ManifestError(f"{where}: expected duration > 0 and offset >= 0 seconds, got {duration_s} and {offset_s}")
+    speaker = row.get("speaker")
+    return Utterance(
+        folder / row["audio_filepath"], duration_s, row["text"], offset_s, None if speaker is None else str(speaker)
+    )
+
+
+def _check_kind(value: object, kind: type | tuple[type, ...], key: str, where: str) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        expected = "text" if str in (kind if isinstance(kind, tuple) else (kind,)) else "a number"
+        raise ManifestError(f"{where}: expected '{key}' to be {expected}, got {value!r}")
+
+
+def _seconds(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf

@@ -1,0 +1,128 @@
+"""Checkpoints: one safetensors file each, tensors and settings together, written whole or not at all. Never a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from asr.errors import AsrError
+from asr.tokens import Tokens
+from asr.training import config
+from asr.training.model import AcousticModel
+
+SCHEMA = 1  # raised when older programs could misread a checkpoint
+
+
+class CheckpointError(AsrError):
+    """A checkpoint that is missing, damaged, newer than this version, or of another model."""
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON-serialisable state to one file; an older file of that name stays until the new is whole."""
+    temporary = path.with_name(path.name + ".part")
+    try:
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with temporary.open("wb") as file:
+            file.write(serialise(contiguous, {"asr": json.dumps({"schema": SCHEMA, **state})}))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path}: cannot be written: {error.strerror}; free some space, then go on with --resume"
+        ) from None
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of a checkpoint. raises: CheckpointError if it cannot be used."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint; train first, or check the path") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: expected a checkpoint (safetensors), got a file that is not: {error}") from None
+    if "asr" not in metadata:
+        raise CheckpointError(f"{path}: expected a checkpoint of this package, got safetensors without its settings")
+    state: dict[str, Any] = json.loads(metadata["asr"])
+    if state["schema"] > SCHEMA:
+        raise CheckpointError(
+            f"{path}: written with checkpoint schema {state['schema']}, this version knows {SCHEMA}; update the package"
+        )
+    return tensors, state
+
+
+def load_model(path: Path) -> tuple[AcousticModel, config.Config, Tokens, dict[str, Any]]:
+    """The model of a run folder or of one of its weight files, in evaluation mode, with its settings and vocabulary."""
+    if path.is_dir():
+        path = path / "model.safetensors"
+        if not path.exists():
+            raise CheckpointError(f"{path.parent}: holds no finished model; finish its training with --resume first")
+    tensors, state = load(path)
+    settings = config.parse(state["config"], str(path))
+    tokens = Tokens.of(settings.data.alphabet)
+    model = AcousticModel(settings, len(tokens))
+    load_weights(model, tensors, path)
+    return model.eval(), settings, tokens, state
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy weights into a model. raises: CheckpointError naming what does not fit (another vocabulary, other layers)."""
+    own = model.state_dict()
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    other = [
+        f"{name}: expected {tuple(own[name].shape)}, got {tuple(tensors[name].shape)}"
+        for name in own.keys() & tensors.keys()
+        if own[name].shape != tensors[name].shape
+    ]
+    if missing or unknown or other:
+        vocabulary = " (a model with another vocabulary?)" if any("output" in line for line in other) else ""
+        details = [*other, *(f"{name}: missing" for name in missing), *(f"{name}: not expected" for name in unknown)]
+        raise CheckpointError(f"{path}: the weights do not fit the settings{vocabulary}: " + "; ".join(details[:3]))
+    model.load_state_dict({name: tensors[name] for name in own})
+
+
+def pack(prefix: str, tree: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors of nested mappings under dotted names; `unpack` undoes it. Only tensors are allowed at the leaves."""
+    flat: dict[str, Tensor] = {}
+    for name, value in tree.items():
+        if isinstance(value, Tensor):
+            flat[f"{prefix}|{name}"] = value
+        else:
+            flat |= pack(f"{prefix}|{name}", value)
+    return flat
+
+
+def unpack(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The nested mappings that `pack` flattened under prefix."""
+    tree: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        head, *parents, last = name.split("|")
+        if head != prefix:
+            continue
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = tensor
+    return tree
+
+
+def average(paths: list[Path]) -> dict[str, Tensor]:
+    """The mean of several weight files, entry by entry (Izmailov et al. 2018); counters keep the first file's value."""
+    first, *others = [load(path)[0] for path in paths]
+    return {
+        name: torch.stack([tensor.double(), *(other[name].double() for other in others)]).mean(0).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in first.items()
+    }

@@ -1,0 +1,249 @@
+"""The settings of one training: a YAML file checked by pydantic, with `key=value` overrides from the command line.
+
+Every key has its default here, so that a recipe's `config.yaml` holds only what matters for its corpus. Paths in the file
+are relative to the file; paths given as overrides are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from asr.errors import AsrError, nearest
+
+
+class ConfigError(AsrError):
+    """A setting that is unknown, out of range, or a file that is not a configuration."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Section):
+    """What is trained on. Manifests are JSON lines (see `asr.manifest`); several are joined."""
+
+    train: tuple[Path, ...]
+    dev: Path
+    normaliser: str = "english"
+    alphabet: str = " 'abcdefghijklmnopqrstuvwxyz"
+    max_s: Annotated[float, Field(gt=0)] = 30.0  # longer utterances are left out, counted and listed
+    cache_gb: Annotated[float, Field(ge=0)] = 4.0  # decoded audio kept in memory as int16; 1 GB is 9 hours
+
+
+class Features(_Section):
+    """The front end. Defaults: 25 ms windows every 10 ms, 80 mel bands."""
+
+    kind: Literal["log_mel", "mfcc"] = "log_mel"
+    n_fft: Annotated[int, Field(ge=16)] = 512
+    win_length: Annotated[int, Field(ge=16)] = 400
+    hop_length: Annotated[int, Field(ge=1)] = 160
+    n_mels: Annotated[int, Field(ge=1)] = 80
+    f_min: Annotated[float, Field(ge=0)] = 20.0
+    f_max: Annotated[float, Field(gt=0, le=8000)] = 7600.0
+    n_mfcc: Annotated[int, Field(ge=1)] = 40
+    deltas: Annotated[int, Field(ge=0, le=2)] = 0  # orders of regression deltas appended to MFCC
+
+    @model_validator(mode="after")
+    def _check(self) -> Features:
+        if self.win_length > self.n_fft:
+            raise ValueError(f"expected win_length <= n_fft, got {self.win_length} > {self.n_fft}")
+        if self.f_min >= self.f_max:
+            raise ValueError(f"expected f_min < f_max, got {self.f_min} >= {self.f_max}")
+        if self.kind == "mfcc" and self.n_mfcc > self.n_mels:
+            raise ValueError(f"expected n_mfcc <= n_mels, got {self.n_mfcc} > {self.n_mels}")
+        return self
+
+
+class Network(_Section):
+    """Convolutional subsampling, then a stack of recurrent layers, then a linear layer."""
+
+    cell: Literal["rnn_tanh", "rnn_relu", "gru", "lstm"] = "lstm"
+    bidirectional: bool = True
+    layers: Annotated[int, Field(ge=1, le=20)] = 3
+    hidden: Annotated[int, Field(ge=1)] = 320  # cells a direction
+    projection: Annotated[int, Field(ge=1)] | None = None  # linear layer after each recurrent layer
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    norm: Literal["none", "layer", "batch"] = "layer"
+    subsampling: Literal[1, 2, 4] = 4
+    conv_channels: Annotated[int, Field(ge=1)] = 32
+
+
+class SpecAugment(_Section):
+    """Masks on the features (Park et al. 2019), on from the first epoch whose dev CER fell below start_cer."""
+
+    start_cer: Annotated[float, Field(ge=0)] = 0.7  # earlier, it keeps a flat start on its plateau
+    freq_masks: Annotated[int, Field(ge=0)] = 2
+    freq_width: Annotated[int, Field(ge=0)] = 15  # feature rows
+    time_masks: Annotated[int, Field(ge=0)] = 2
+    time_width: Annotated[int, Field(ge=0)] = 25  # frames of 10 ms
+    time_share: Annotated[float, Field(ge=0, le=1)] = 0.2  # no mask is longer than this share of the utterance
+
+
+class Augment(_Section):
+    """Perturbations, drawn anew for each utterance in each epoch."""
+
+    speed: tuple[Annotated[float, Field(gt=0.25, lt=4)], ...] = (1.0,)  # factors; tempo and pitch together
+    gain_db: tuple[float, float] = (0.0, 0.0)  # uniform range
+    noise: Path | None = None  # folder of noise recordings
+    noise_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the utterances get noise, if there is a folder
+    snr_db: tuple[float, float] = (5.0, 25.0)  # uniform range
+    spec_augment: SpecAugment | None = SpecAugment()
+
+
+class Batch(_Section):
+    """Batches hold utterances of similar lengths, up to a padded total."""
+
+    seconds: Annotated[float, Field(gt=0)] = 80.0  # padded audio in a batch, on each device
+    max_utterances: Annotated[int, Field(ge=1)] = 64
+
+
+class Optimiser(_Section):
+    """AdamW (Loshchilov & Hutter 2019) with a schedule over the whole training."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-3  # the peak
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    betas: tuple[float, float] = (0.9, 0.98)
+    schedule: Literal["cosine", "one_cycle", "plateau", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of all steps (one_cycle: the rising part)
+    final: Annotated[float, Field(ge=0, le=1)] = 0.01  # last learning rate as a share of the peak
+    plateau_patience: Annotated[int, Field(ge=0)] = 2  # epochs without a better dev loss before the rate is halved
+    clip_norm: Annotated[float, Field(gt=0)] = 5.0  # of the whole gradient (Pascanu et al. 2013)
+
+
+class Average(_Section):
+    """Weights averaged over checkpoints at the end; kept only if dev errors fall."""
+
+    kind: Literal["best", "last"] = "best"
+    n: Annotated[int, Field(ge=1)] = 5
+
+
+class Config(_Section):
+    """One training, whole."""
+
+    name: str
+    licence: str = "unspecified"  # of the trained model; it follows the corpus
+    description: str = ""  # of the training data, a line for the model's card
+    seed: int = 0
+    epochs: Annotated[int, Field(ge=1)] = 30
+    sortagrad_epochs: Annotated[int, Field(ge=0)] = 1  # first epochs in order of length (Amodei et al. 2016)
+    patience: Annotated[int, Field(ge=1)] | None = None  # epochs without a better dev CER before stopping
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the weights' moving average; 0: off
+    average: Average | None = Average()
+    precision: Literal["32-true", "bf16-mixed", "auto"] = "auto"  # auto: bf16-mixed on CUDA, else 32-true
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 3.0
+    data: Data
+    features: Features = Features()
+    network: Network = Network()
+    augment: Augment = Augment()
+    batch: Batch = Batch()
+    optimiser: Optimiser = Optimiser()
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """A configuration from a YAML file, with overrides such as `network.hidden=256` laid over it.
+
+    raises: ConfigError naming the key, the nearest known one, and what was expected.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path}: expected a configuration file, got a folder; did you mean {path / 'config.yaml'}?")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such configuration file; the recipes have one each: recipes/*/config.yaml"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: expected YAML, got: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected settings such as 'name: mine', got {type(tree).__name__}")
+    _resolve_paths(tree, path.parent)
+    for override in overrides:
+        _apply(tree, override)
+    return parse(tree, str(path))
+
+
+def parse(tree: dict[str, Any], source: str) -> Config:
+    """A configuration from plain values, such as a checkpoint holds. raises: ConfigError, prefixed with source."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(_describe(dict(item)) for item in error.errors())) from None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain values, for YAML and JSON; `parse` reads them back."""
+    return config.model_dump(mode="json")
+
+
+def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
+    data, augment = tree.get("data"), tree.get("augment")
+    if isinstance(data, dict):
+        if isinstance(data.get("train"), str):
+            data["train"] = [data["train"]]
+        if isinstance(data.get("train"), list):
+            data["train"] = [str(folder / str(item)) for item in data["train"]]
+        if isinstance(data.get("dev"), str):
+            data["dev"] = str(folder / data["dev"])
+    if isinstance(augment, dict) and isinstance(augment.get("noise"), str):
+        augment["noise"] = str(folder / augment["noise"])
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"expected an override such as network.hidden=256, got {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}: expected a YAML value after '=', got {text!r}") from None
+    if isinstance(value, str) and _is_float(value):
+        value = float(value)  # YAML 1.1 reads 1e-3 as text
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:  # absent, or switched off in the file (spec_augment: null)
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"{key}: '{parent}' is a value, not a group of settings")
+        node = child
+    node[last] = [value] if key == "data.train" and isinstance(value, str) else value
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _describe(item: dict[str, Any]) -> str:
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        return f"unknown setting '{key}': {nearest(location[-1], _fields(location[:-1]))}"
+    if item["type"] == "missing":
+        return f"'{key}' is missing: expected it in the configuration"
+    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    got = "" if item["type"] == "value_error" else f", got {item['input']!r}"
+    expected = message if message.startswith("expected") else f"expected {message}"
+    return f"{key}: {expected}{got}"
+
+
+def _fields(location: Sequence[str]) -> list[str]:
+    """The settings known in a group."""
+    model: type[BaseModel] = Config
+    for name in location:
+        annotation = model.model_fields[name].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return list(model.model_fields)

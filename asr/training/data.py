@@ -1,0 +1,256 @@
+"""Utterances -> batches: what is left out and why, which utterances go together, and their audio, loaded ahead of use."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asr import audio, manifest
+from asr.manifest import Utterance
+from asr.text import normaliser
+from asr.tokens import TokenError, Tokens, min_frames
+from asr.training import augment, config
+
+_AHEAD = 4  # batches loaded before they are needed
+_PLAN = 2**31  # the stream of random numbers that plans an epoch; utterance numbers stay below
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An utterance that can be trained on. text: normalised; token_ids: (U,)."""
+
+    utterance: Utterance
+    text: str
+    token_ids: tuple[int, ...]
+
+    @property
+    def duration_s(self) -> float:
+        return self.utterance.duration_s
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An utterance left out of training or evaluation, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An example's number in the corpus, and the speed it is played at in this epoch."""
+
+    index: int
+    speed: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """waveforms: (B, N) float32, zeros after each utterance; lengths: (B,) samples; token_ids: (sum of U,)."""
+
+    ids: tuple[str, ...]
+    waveforms: Tensor
+    lengths: Tensor
+    token_ids: Tensor
+    token_lengths: Tensor
+    texts: tuple[str, ...]
+    seconds: float  # of audio, without padding
+
+
+class Corpus:
+    """The usable utterances of manifests, with their audio decoded once and kept as int16.
+
+    raises: ManifestError, ConfigError; an utterance that cannot be used is listed in `skipped`.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        tokens: Tokens,
+        settings: config.Config,
+        *,
+        receptive_field: int,
+        frame_shift: int,
+        training: bool,
+    ) -> None:
+        self._settings, self._training = settings, training
+        self._padding = receptive_field, frame_shift
+        self.skipped: list[Skipped] = []
+        self.examples: list[Example] = []
+        normalise = normaliser(settings.data.normaliser)
+        for utterance in (utterance for path in paths for utterance in manifest.read(path)):
+            try:
+                self.examples.append(self._example(utterance, normalise(utterance.text), tokens))
+            except (TokenError, _UnusableError) as error:
+                self.skipped.append(Skipped(utterance.id, str(error)))
+        noise = settings.augment.noise if training else None
+        self._noises = augment.read_noises(noise) if noise else []
+        self._cache: dict[int, np.ndarray] = {}
+
+    def _example(self, utterance: Utterance, text: str, tokens: Tokens) -> Example:
+        token_ids = tuple(tokens.encode(text))
+        example = Example(utterance, text, token_ids)
+        if not self._training:
+            return example
+        if not token_ids:
+            raise _UnusableError("expected text, got none after normalisation")
+        if utterance.duration_s > self._settings.data.max_s:
+            raise _UnusableError(
+                f"expected at most data.max_s = {self._settings.data.max_s} s, got {utterance.duration_s:.1f} s"
+            )
+        self._check_length(example, utterance.duration_s)
+        return example
+
+    def _check_length(self, example: Example, duration_s: float) -> None:
+        # CTC gives a text that does not fit into the frames zero probability: the loss would be infinite.
+        needed, frames = min_frames(example.token_ids), self._frames(duration_s)
+        if frames < needed:
+            raise _UnusableError(
+                f"too short for its text: CTC needs {needed} frames for {example.text!r}, the audio gives {frames}"
+            )
+
+    def _frames(self, duration_s: float) -> int:
+        return int(duration_s * audio.SAMPLE_RATE) // self._padding[1]
+
+    def decode(self, progress: Iterable[int] | None = None) -> None:
+        """Decode the audio into memory, up to data.cache_gb; what cannot be read moves to `skipped`.
+
+        progress: range(len(examples)), perhaps wrapped in a progress bar.
+        """
+        left = self._settings.data.cache_gb * 2**30
+        unusable: dict[int, str] = {}
+        with ThreadPoolExecutor(2) as pool:
+            waveforms = pool.map(self._try_read, self.examples)
+            for index in range(len(self.examples)) if progress is None else progress:
+                if left <= 0:
+                    pool.shutdown(cancel_futures=True)
+                    break
+                waveform = next(waveforms)
+                if isinstance(waveform, Exception):
+                    unusable[index] = str(waveform)
+                    continue
+                self._cache[index] = waveform
+                left -= waveform.nbytes
+        if unusable:
+            self.skipped += [Skipped(self.examples[index].utterance.id, why) for index, why in unusable.items()]
+            kept = [index for index in range(len(self.examples)) if index not in unusable]
+            self.examples = [self.examples[index] for index in kept]
+            self._cache = {new: self._cache[old] for new, old in enumerate(kept) if old in self._cache}
+
+    def _try_read(self, example: Example) -> np.ndarray | audio.AudioError | _UnusableError:
+        try:
+            waveform = _to_int16(_read(example.utterance))
+            if self._training:  # the manifest's duration may lie
+                self._check_length(example, len(waveform) / audio.SAMPLE_RATE)
+            return waveform
+        except (audio.AudioError, _UnusableError) as error:
+            return error
+
+    def waveform(self, index: int) -> np.ndarray:
+        """(N,) float32, as recorded."""
+        if index in self._cache:
+            return self._cache[index].astype(np.float32) / np.float32(32767)
+        return _read(self.examples[index].utterance)
+
+    def plan(self, epoch: int, *, by_length: bool) -> list[list[Item]]:
+        """Which utterances form which batch of this epoch: the same answer at every call.
+
+        by_length: short ones first, in order (SortaGrad); otherwise batches of similar lengths in random order.
+        """
+        rng = np.random.default_rng([self._settings.seed, epoch, _PLAN])
+        items = [Item(index, self._draw_speed(index, rng)) for index in range(len(self.examples))]
+        lengths = np.array([self.examples[item.index].duration_s / item.speed for item in items])
+        # Lengths are blurred by a few per cent, so that an utterance's company changes from epoch to epoch.
+        keys = lengths if by_length else lengths * rng.uniform(0.9, 1.1, len(lengths))
+        batches = self._pack([items[index] for index in np.argsort(keys, kind="stable")], lengths)
+        return batches if by_length else [batches[index] for index in rng.permutation(len(batches))]
+
+    def in_order(self) -> list[list[Item]]:
+        """Every utterance once as recorded, in batches of similar lengths, for evaluation."""
+        lengths = np.array([example.duration_s for example in self.examples])
+        return self._pack([Item(int(index)) for index in np.argsort(lengths, kind="stable")], lengths)
+
+    def _draw_speed(self, index: int, rng: np.random.Generator) -> float:
+        speeds = self._settings.augment.speed
+        factor = float(speeds[rng.integers(len(speeds))])
+        example = self.examples[index]
+        # A speed that would leave fewer frames than CTC needs is not used.
+        return factor if self._frames(example.duration_s / factor) >= min_frames(example.token_ids) else 1.0
+
+    def _pack(self, items: list[Item], lengths: np.ndarray) -> list[list[Item]]:
+        """Cut a list into batches whose padded total stays within batch.seconds; a longer utterance goes alone."""
+        limit = self._settings.batch
+        batches: list[list[Item]] = []
+        longest = 0.0
+        for item in items:
+            longest = max(longest, float(lengths[item.index]))
+            full = not batches or len(batches[-1]) == limit.max_utterances
+            if full or longest * (len(batches[-1]) + 1) > limit.seconds:
+                batches.append([])
+                longest = float(lengths[item.index])
+            batches[-1].append(item)
+        return batches
+
+    def load(self, items: Sequence[Item], epoch: int) -> Batch:
+        """One batch, perturbed as drawn for this epoch (not at all outside training)."""
+        waveforms = [self._perturbed(item, epoch) if self._training else self.waveform(item.index) for item in items]
+        seconds = sum(map(len, waveforms)) / audio.SAMPLE_RATE
+        padded = [audio.pad(waveform, *self._padding) for waveform in waveforms]
+        stacked = np.zeros((len(padded), max(map(len, padded))), np.float32)
+        for row, waveform in zip(stacked, padded, strict=True):
+            row[: len(waveform)] = waveform
+        examples = [self.examples[item.index] for item in items]
+        return Batch(
+            ids=tuple(example.utterance.id for example in examples),
+            waveforms=torch.from_numpy(stacked),
+            lengths=torch.tensor([len(waveform) for waveform in padded]),
+            token_ids=torch.tensor([token_id for example in examples for token_id in example.token_ids]),
+            token_lengths=torch.tensor([len(example.token_ids) for example in examples]),
+            texts=tuple(example.text for example in examples),
+            seconds=seconds,
+        )
+
+    def _perturbed(self, item: Item, epoch: int) -> np.ndarray:
+        settings = self._settings.augment
+        rng = np.random.default_rng([self._settings.seed, epoch, item.index])
+        waveform = self.waveform(item.index)
+        if item.speed != 1.0:
+            waveform = augment.speed(waveform, item.speed)
+        if self._noises and rng.random() < settings.noise_share:
+            waveform = augment.add_noise(waveform, self._noises, settings.snr_db, rng)
+        if settings.gain_db != (0.0, 0.0):
+            waveform = augment.gain(waveform, settings.gain_db, rng)
+        return waveform
+
+    def batches(self, plan: Sequence[Sequence[Item]], epoch: int) -> Iterator[Batch]:
+        """The plan's batches in order, loaded by a thread ahead of their use (NumPy, soxr and soundfile release the GIL)."""
+        with ThreadPoolExecutor(1) as pool:
+            waiting: deque[Future[Batch]] = deque()
+            try:
+                for items in plan:
+                    waiting.append(pool.submit(self.load, items, epoch))
+                    if len(waiting) > _AHEAD:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _UnusableError(Exception):
+    pass
+
+
+def _read(utterance: Utterance) -> np.ndarray:
+    return audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
+
+
+def _to_int16(waveform: np.ndarray) -> np.ndarray:
+    return np.asarray(np.rint(np.clip(waveform, -1, 1) * 32767), dtype=np.int16)

@@ -1,0 +1,701 @@
+"""The training loop: read top to bottom, `train` is the whole of it.
+
+Everything random is a function of the seed and the step, nothing of the clock or of earlier draws; so a checkpoint needs no
+generator states, and a training that was killed goes on to the same losses as one that was not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning.fabric import Fabric
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, track
+from torch import Tensor, nn
+
+from asr import __version__, ctc, metrics
+from asr.errors import AsrError
+from asr.tokens import BLANK, Tokens
+from asr.training import augment, checkpoint, config, plots
+from asr.training.data import Batch, Corpus
+from asr.training.model import AcousticModel
+
+LOG_EVERY = 10  # steps
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_FIT_UTTERANCES = 500  # for the mean and deviation of the features
+
+
+class TrainingError(AsrError):
+    """A training that cannot start or go on."""
+
+
+@dataclass
+class Progressed:
+    """Where a training stands; what a checkpoint holds besides tensors."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    elapsed_s: float = 0.0
+    loss_sum: float = 0.0  # of the epoch so far, nats
+    token_sum: int = 0
+    audio_s: float = 0.0
+    epoch_s: float = 0.0
+    lr_scale: float = 1.0  # halved by the plateau schedule
+    spec_augment: bool = False
+    log_bytes: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry an epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call of `train` ended. finished: False if it was interrupted and can be resumed."""
+
+    finished: bool
+    run: Path
+    wer: float | None = None
+    cer: float | None = None
+
+
+def train(
+    settings: config.Config,
+    run: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    console: Console | None = None,
+) -> Outcome:
+    """Train a model and leave it, with its log, plots and dev report, in the run folder.
+
+    resume: continue from the folder's last checkpoint, to the same result as a training never interrupted.
+    raises: ConfigError, ManifestError, CheckpointError; TrainingError naming the utterances if a loss is not finite.
+    """
+    console = console or Console(stderr=True)
+    if threads:
+        torch.set_num_threads(threads)
+    fabric = _launch(settings, device)
+    if fabric.is_global_zero:
+        _prepare_folder(run, settings, resume)
+    fabric.barrier()
+
+    tokens = Tokens.of(settings.data.alphabet)
+    torch.manual_seed(settings.seed)
+    model = AcousticModel(settings, len(tokens))
+    corpora = _read_corpora(settings, tokens, model, run, console if fabric.is_global_zero else Console(quiet=True))
+    session = _Session(settings, run, fabric, model, *corpora, console)
+    last = run / "last.safetensors"
+    if resume and last.exists():
+        session.restore(last)
+    else:
+        session.fit_features()
+    with session.log, _interruptible() as interrupted:
+        finished = session.run_epochs(interrupted)
+        if not finished:
+            session.save()
+            where = f"epoch {session.state.epoch + 1}, step {session.state.step}"
+            console.print(f"stopped at {where} and saved; the same command with --resume goes on from there")
+            return Outcome(False, run)
+        return session.finish()
+
+
+class _Session:
+    """One training in memory: model, optimiser, data and progress."""
+
+    def __init__(
+        self,
+        settings: config.Config,
+        run: Path,
+        fabric: Fabric,
+        model: AcousticModel,
+        train_set: Corpus,
+        dev_set: Corpus,
+        console: Console,
+    ) -> None:
+        self.settings, self.run, self.fabric, self.console = settings, run, fabric, console
+        self.train_set, self.dev_set = train_set, dev_set
+        self.model = model.to(fabric.device)
+        self.raw_optimiser = torch.optim.AdamW(
+            model.network.parameters(),
+            lr=settings.optimiser.lr,
+            betas=settings.optimiser.betas,
+            weight_decay=settings.optimiser.weight_decay,
+        )
+        self.network, self.optimiser = fabric.setup(model.network, self.raw_optimiser)
+        self.ema = {name: value.detach().clone() for name, value in model.state_dict().items()} if settings.ema else {}
+        self.state = Progressed()
+        self.log = _Log(run, active=fabric.is_global_zero)
+        self.tokens = Tokens.of(settings.data.alphabet)
+
+    # --- the epochs ---
+
+    def run_epochs(self, interrupted: Callable[[], bool]) -> bool:
+        """Train until the last epoch, early stopping, or an interruption (then False)."""
+        state, settings = self.state, self.settings
+        with _Display(self) as display:
+            while state.epoch < settings.epochs and not self._out_of_patience():
+                plan = self.train_set.plan(state.epoch, by_length=state.epoch < settings.sortagrad_epochs)
+                mine = _share(plan, self.fabric.global_rank, self.fabric.world_size)
+                todo = mine[state.step_in_epoch :]
+                self.model.train()
+                saved_at = time.monotonic()
+                for batch in self.train_set.batches(todo, state.epoch):
+                    started = time.monotonic()
+                    self._step(batch, share=state.step_in_epoch / len(mine))
+                    spent = time.monotonic() - started
+                    state.elapsed_s += spent
+                    state.epoch_s += spent
+                    display.step(len(mine))
+                    if self._agree(interrupted()):
+                        return False
+                    if time.monotonic() - saved_at > settings.checkpoint_minutes * 60:
+                        self.save()
+                        saved_at = time.monotonic()
+                self._end_epoch(display)
+        return True
+
+    def _step(self, batch: Batch, share: float) -> None:
+        """One update. share: how much of the epoch is done."""
+        state, settings = self.state, self.settings
+        torch.manual_seed((settings.seed * 1_000_003 + state.step) * 4096 + self.fabric.global_rank)
+        lr = settings.optimiser.lr * state.lr_scale
+        lr *= rate(settings.optimiser, (state.epoch + share) / settings.epochs)
+        for group in self.raw_optimiser.param_groups:
+            group["lr"] = lr
+
+        losses = self._losses(batch)
+        if not torch.isfinite(losses).all():
+            bad = [name for name, loss in zip(batch.ids, losses.tolist(), strict=True) if not math.isfinite(loss)]
+            raise TrainingError(_not_finite("loss", bad, state.step))
+        tokens = int(batch.token_lengths.sum())
+        self.fabric.backward(losses.sum() / tokens)
+        layers = gradient_norms(self.model.network) if state.step % LOG_EVERY == 0 else {}
+        norm = nn.utils.clip_grad_norm_(self.model.network.parameters(), settings.optimiser.clip_norm)
+        if not torch.isfinite(norm):
+            raise TrainingError(_not_finite("gradient", batch.ids, state.step))
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self._update_ema()
+
+        loss_sum = float(losses.detach().sum())
+        if state.step % LOG_EVERY == 0:
+            row = {"step": state.step, "epoch": state.epoch, "loss": loss_sum / tokens, "lr": lr}
+            self.log.write({**row, "gradient_norm": float(norm), "layers": layers})
+        state.step += 1
+        state.step_in_epoch += 1
+        state.loss_sum += loss_sum
+        state.token_sum += tokens
+        state.audio_s += batch.seconds
+
+    def _losses(self, batch: Batch) -> Tensor:
+        """CTC losses (B,) in nats, of one batch."""
+        waveforms = batch.waveforms.to(self.fabric.device)
+        with torch.no_grad():
+            features = self.model.normalised_features(waveforms)
+            if self.model.training and self.state.spec_augment and self.settings.augment.spec_augment:
+                features = augment.spec_augment(features, self.settings.augment.spec_augment)
+        log_probs, lengths = self.network(features, self._frames(batch))
+        return _ctc_losses(log_probs, lengths, batch)
+
+    def _frames(self, batch: Batch) -> Tensor:
+        frames = [self.model.features.frames(length) for length in batch.lengths.tolist()]
+        return torch.tensor(frames, device=self.fabric.device)
+
+    def _update_ema(self) -> None:
+        if not self.ema:
+            return
+        # Early on the average would remember the initial weights: let it start short.
+        decay = min(self.settings.ema, (1 + self.state.step) / (10 + self.state.step))
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                self.ema[name].lerp_(value, 1 - decay)
+            else:
+                self.ema[name].copy_(value)
+
+    def _end_epoch(self, display: _Display) -> None:
+        state = self.state
+        with self._weights(self.ema):
+            scored, dev_loss = self.evaluate(self.dev_set)
+        wer, cer = _rates(scored)
+        row: dict[str, float] = {
+            "epoch": state.epoch,
+            "train_loss": state.loss_sum / max(1, state.token_sum),
+            "dev_loss": dev_loss,
+            "dev_wer": wer,
+            "dev_cer": cer,
+            "lr_scale": state.lr_scale,
+        }
+        state.history.append(row)
+        timing = {"seconds": round(state.epoch_s, 2), "audio_hours": round(state.audio_s / 3600, 4)}
+        self.log.write({**row, **timing})
+        display.epoch({**row, **timing})
+        losses = [past["dev_loss"] for past in state.history]
+        patience = self.settings.optimiser.plateau_patience
+        if self.settings.optimiser.schedule == "plateau" and _epochs_since_best(losses) > patience:
+            state.lr_scale /= 2
+        spec = self.settings.augment.spec_augment
+        if spec and cer < spec.start_cer:
+            state.spec_augment = True
+        self._keep_weights()
+        state.epoch += 1
+        state.step_in_epoch, state.loss_sum, state.token_sum, state.audio_s, state.epoch_s = 0, 0.0, 0, 0.0, 0.0
+        self.save()
+        self.fabric.barrier()
+
+    def _out_of_patience(self) -> bool:
+        cers = [row["dev_cer"] for row in self.state.history]
+        return self.settings.patience is not None and _epochs_since_best(cers) >= self.settings.patience
+
+    def _agree(self, flag: bool) -> bool:
+        """Whether any process of the training says so: all must stop at the same step."""
+        if self.fabric.world_size == 1:
+            return flag
+        total = self.fabric.all_reduce(torch.tensor(float(flag)), reduce_op="sum")
+        return bool(torch.as_tensor(total) > 0)
+
+    # --- evaluation ---
+
+    def evaluate(self, corpus: Corpus) -> tuple[list[metrics.Scored], float]:
+        """Greedy transcripts of a corpus and its loss in nats a token (utterances too short for their text left out)."""
+        self.model.eval()
+        scored: list[metrics.Scored] = []
+        loss_sum, token_sum = 0.0, 0
+        plan = corpus.in_order()
+        with torch.no_grad():
+            for items, batch in zip(plan, corpus.batches(plan, 0), strict=True):
+                features = self.model.normalised_features(batch.waveforms.to(self.fabric.device))
+                log_probs, lengths = self.network(features, self._frames(batch))
+                losses = _ctc_losses(log_probs, lengths, batch).cpu()
+                finite = torch.isfinite(losses)
+                loss_sum += float(losses[finite].sum())
+                token_sum += int(batch.token_lengths[finite].sum())
+                for row, length, item in zip(log_probs.cpu().numpy(), lengths.tolist(), items, strict=True):
+                    example = corpus.examples[item.index]
+                    text = self.tokens.decode(ctc.greedy(row[:length]).token_ids)
+                    utterance = example.utterance
+                    scored.append(
+                        metrics.Scored(
+                            utterance.id, example.text, " ".join(text.split()), utterance.speaker, utterance.duration_s
+                        )
+                    )
+        return scored, loss_sum / max(1, token_sum)
+
+    @contextmanager
+    def _weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model with other weights for a while; none given: as it is."""
+        if not weights:
+            yield
+            return
+        own = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(dict(weights))
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
+
+    # --- files ---
+
+    def fit_features(self) -> None:
+        """Set the features' mean and deviation from a sample of the training audio."""
+        rng = np.random.default_rng(self.settings.seed)
+        chosen = rng.permutation(len(self.train_set.examples))[:_FIT_UTTERANCES]
+        device = self.fabric.device
+        waveforms = (torch.from_numpy(self.train_set.waveform(int(index))) for index in chosen)
+        enough = [waveform.to(device) for waveform in waveforms if len(waveform) >= self.model.receptive_field]
+        self.model.fit(enough)
+        for name in self.ema:
+            self.ema[name].copy_(self.model.state_dict()[name])
+
+    def save(self) -> None:
+        """Write the checkpoint that --resume goes on from."""
+        if not self.fabric.is_global_zero:
+            return
+        self.state.log_bytes = self.log.flush()
+        tensors = checkpoint.pack("model", self.model.state_dict()) | checkpoint.pack("ema", self.ema)
+        optimiser = self.raw_optimiser.state_dict()["state"]
+        tensors |= checkpoint.pack("optimiser", {str(index): slots for index, slots in optimiser.items()})
+        progress = {"config": config.to_dict(self.settings), "progress": vars(self.state)}
+        checkpoint.save(self.run / "last.safetensors", tensors, progress)
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint that `save` wrote."""
+        tensors, state = checkpoint.load(path)
+        checkpoint.load_weights(self.model, checkpoint.unpack("model", tensors), path)
+        self.ema = {name: value.to(self.fabric.device) for name, value in checkpoint.unpack("ema", tensors).items()}
+        slots = {int(index): values for index, values in checkpoint.unpack("optimiser", tensors).items()}
+        groups = self.raw_optimiser.state_dict()["param_groups"]
+        self.raw_optimiser.load_state_dict({"state": slots, "param_groups": groups})
+        self.state = Progressed(**state["progress"])
+        self.log.rewind(self.state.log_bytes, self.state.step)
+
+    def _keep_weights(self) -> None:
+        """Write this epoch's weights and delete those that neither the best model nor the average needs."""
+        if not self.fabric.is_global_zero:
+            return
+        history = self.state.history
+        weights = self.ema or self.model.state_dict()
+        checkpoint.save(self._weight_file(len(history) - 1), weights, {"config": config.to_dict(self.settings)})
+        for epoch in range(len(history)):
+            if epoch not in self._averaged() and epoch != _best(history):
+                self._weight_file(epoch).unlink(missing_ok=True)
+
+    def _weight_file(self, epoch: int) -> Path:
+        return self.run / f"epoch-{epoch + 1:04d}.safetensors"
+
+    def _averaged(self) -> list[int]:
+        """The epochs (from 0) whose weights the final average takes."""
+        history, rule = self.state.history, self.settings.average
+        if rule is None:
+            return []
+        epochs = range(len(history))
+        if rule.kind == "best":
+            return sorted(epochs, key=lambda epoch: history[epoch]["dev_cer"])[: rule.n]
+        return list(epochs)[-rule.n :]
+
+    def finish(self) -> Outcome:
+        """Choose between the best epoch and the average, and write the model, its dev report and the plots."""
+        candidates = {"best epoch": checkpoint.load(self._weight_file(_best(self.state.history)))[0]}
+        if averaged := self._averaged():
+            paths = [self._weight_file(epoch) for epoch in averaged]
+            candidates[f"average of {len(paths)} epochs"] = checkpoint.average(paths)
+        results = {}
+        for name, weights in candidates.items():
+            self.model.load_state_dict(weights)
+            scored, _ = self.evaluate(self.dev_set)
+            results[name] = scored
+        chosen = min(results, key=lambda name: _rates(results[name])[::-1])
+        report = metrics.report(results[chosen])
+        wer, cer = _rates(results[chosen])
+        if self.fabric.is_global_zero:
+            summary = {
+                "epochs": len(self.state.history),
+                "weights": chosen,
+                "dev_wer": wer,
+                "dev_cer": cer,
+                "train_hours": round(sum(example.duration_s for example in self.train_set.examples) / 3600, 3),
+                "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+                "minutes": round(self.state.elapsed_s / 60, 2),
+                "device": str(self.fabric.device.type),
+                "version": __version__,
+            }
+            state = {"config": config.to_dict(self.settings), "training": summary}
+            checkpoint.save(self.run / "model.safetensors", candidates[chosen], state)
+            (self.run / "dev_report.json").write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
+            with (self.run / "dev_report.txt").open("w", encoding="utf-8") as file:
+                report.render(Console(file=file, width=100))
+            self.log.flush()
+            plots.curves(self.run)
+            plots.gradients(self.run)
+            self.console.print(
+                f"finished: dev WER {wer:.2%}, CER {cer:.2%} ({chosen}); the model is {self.run / 'model.safetensors'}"
+            )
+        self.fabric.barrier()
+        return Outcome(True, self.run, wer, cer)
+
+
+def rate(settings: config.Optimiser, progress: float) -> float:
+    """The learning rate as a share of its peak. progress: share of the training that is done, 0 to 1.
+
+    cosine: linear from 0 to the peak, then a half cosine to the final rate (Loshchilov & Hutter 2017).
+    one_cycle: half cosines from peak / 25 up and down again (Smith & Topin 2019).
+    plateau, constant: the peak after warm-up; `plateau` is halved elsewhere when dev loss stalls.
+    """
+    if progress < settings.warmup:
+        rising = progress / settings.warmup
+        return 1 / 25 + 24 / 25 * _half_cosine(1 - rising) if settings.schedule == "one_cycle" else max(rising, 1e-3)
+    if settings.schedule in ("plateau", "constant"):
+        return 1.0
+    falling = (progress - settings.warmup) / (1 - settings.warmup)
+    return settings.final + (1 - settings.final) * _half_cosine(falling)
+
+
+def gradient_norms(network: nn.Module) -> dict[str, float]:
+    """L2 norm of the gradient of each layer, and of each direction of each recurrent layer, before clipping."""
+    squares: dict[str, float] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.grad is None:
+            continue
+        parts = name.split(".")
+        layer = ".".join(parts[: 4 if parts[0] == "layers" and parts[2] == "directions" else 2])
+        squares[layer] = squares.get(layer, 0.0) + float(parameter.grad.float().square().sum())
+    return {layer: math.sqrt(square) for layer, square in squares.items()}
+
+
+def _ctc_losses(log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+    device = log_probs.device
+    return nn.functional.ctc_loss(
+        log_probs.transpose(0, 1),
+        batch.token_ids.to(device),
+        lengths,
+        batch.token_lengths.to(device),
+        blank=BLANK,
+        reduction="none",
+    )
+
+
+def _launch(settings: config.Config, device: str) -> Fabric:
+    """Fabric on one device, or on as many processes as torchrun started."""
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    nodes = int(os.environ.get("WORLD_SIZE", "1")) // per_node
+    on_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    if on_cuda and not torch.cuda.is_available():
+        raise TrainingError("expected a CUDA device, found none; use --device cpu, or check the driver with nvidia-smi")
+    if not on_cuda:
+        _keep_memory()
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it announces the precision on stderr
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if on_cuda else "32-true"
+    fabric = Fabric(
+        accelerator="cuda" if on_cuda else "cpu",
+        devices=per_node,
+        num_nodes=nodes,
+        strategy="ddp" if per_node * nodes > 1 else "auto",
+        precision=precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def _keep_memory() -> None:
+    """Let glibc keep freed memory for the next step.
+
+    By default it hands large blocks back to the kernel at once, and a fifth of a step on a CPU goes into getting them again.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _prepare_folder(run: Path, settings: config.Config, resume: bool) -> None:
+    resolved = run / "config.yaml"
+    new = config.to_dict(settings)
+    if resolved.exists():
+        if not resume:
+            raise TrainingError(
+                f"{run}: already holds a training; continue it with --resume, or give another --run folder"
+            )
+        old = yaml.safe_load(resolved.read_text(encoding="utf-8"))
+        changed = sorted(_changed(old, new))
+        if changed:
+            raise TrainingError(
+                f"{run}: expected the settings that this training began with, but these differ: {', '.join(changed)}; "
+                "put them back, or start a new training in another --run folder"
+            )
+        return
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        resolved.write_text(yaml.safe_dump(new, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(f"{run}: the run folder cannot be written: {error.strerror}") from None
+
+
+def _changed(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old.keys() | new.keys():
+            yield from _changed(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+    elif old != new:
+        yield key
+
+
+def _read_corpora(
+    settings: config.Config, tokens: Tokens, model: AcousticModel, run: Path, console: Console
+) -> tuple[Corpus, Corpus]:
+    geometry = {"receptive_field": model.receptive_field, "frame_shift": model.frame_shift}
+    train_set = Corpus(settings.data.train, tokens, settings, training=True, **geometry)
+    dev_set = Corpus([settings.data.dev], tokens, settings, training=False, **geometry)
+    for name, corpus in (("train", train_set), ("dev", dev_set)):
+        numbers = range(len(corpus.examples))
+        corpus.decode(track(numbers, f"decoding {name} audio", console=console, transient=True))
+        hours = sum(example.duration_s for example in corpus.examples) / 3600
+        note = ""
+        if corpus.skipped:
+            path = run / f"skipped_{name}.jsonl"
+            lines = (json.dumps({"id": skip.id, "reason": skip.reason}, ensure_ascii=False) for skip in corpus.skipped)
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            note = f"; {len(corpus.skipped)} skipped, listed with reasons in {path}"
+        console.print(f"{name}: {len(corpus.examples)} utterances, {hours:.2f} hours{note}", highlight=False)
+        if not corpus.examples:
+            first = corpus.skipped[0]
+            raise TrainingError(
+                f"{name}: none of {len(corpus.skipped)} utterances can be used; the first, {first.id}: {first.reason}"
+            )
+    return train_set, dev_set
+
+
+def _share(plan: list[Any], rank: int, world: int) -> list[Any]:
+    """Every world-th batch, the same number for each process: the first ones again where they do not divide."""
+    filled = plan + plan[: -len(plan) % world]
+    return filled[rank::world]
+
+
+def _rates(scored: Sequence[metrics.Scored]) -> tuple[float, float]:
+    references = [one.reference for one in scored]
+    hypotheses = [one.hypothesis for one in scored]
+    words, characters = metrics.word_errors(references, hypotheses), metrics.character_errors(references, hypotheses)
+    return words.rate, characters.rate
+
+
+def _best(history: Sequence[Mapping[str, float]]) -> int:
+    return min(range(len(history)), key=lambda epoch: (history[epoch]["dev_cer"], history[epoch]["dev_wer"]))
+
+
+def _epochs_since_best(values: Sequence[float]) -> int:
+    return len(values) - 1 - min(range(len(values)), key=values.__getitem__) if values else 0
+
+
+def _half_cosine(x: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * x))
+
+
+def _not_finite(what: str, ids: Sequence[str], step: int) -> str:
+    return (
+        f"the {what} at step {step} is not finite; utterances: {', '.join(ids)}. Listen to them and run asr doctor; "
+        "if they are sound, lower optimiser.lr or optimiser.clip_norm"
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Within it, the first Ctrl-C (or SIGTERM) only asks to stop after the step; the second stops at once."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals stay as they are
+        old = {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+class _Log:
+    """log.jsonl and TensorBoard events of a run; both go back to where a checkpoint was when a training resumes."""
+
+    def __init__(self, run: Path, *, active: bool) -> None:
+        self._run, self._active = run, active
+        self._path = run / "log.jsonl"
+        self._file: Any = None
+        self._board: Any = None
+        self._purge: int | None = None
+        self._steps = 0
+        if active and not self._path.exists():
+            self._path.touch()
+
+    def rewind(self, size: int, step: int) -> None:
+        """Forget what was logged after the checkpoint."""
+        if self._active:
+            os.truncate(self._path, size)
+            self._purge = self._steps = step
+
+    def __enter__(self) -> _Log:
+        if self._active:
+            from torch.utils.tensorboard import SummaryWriter
+
+            if self._purge is None:
+                self._path.write_text("")
+            self._file = self._path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._purge)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._active:
+            self._file.close()
+            self._board.close()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """One JSON line, and each number in it as a TensorBoard scalar."""
+        if not self._active:
+            return
+        self._file.write(json.dumps(row) + "\n")
+        self._steps = int(row.get("step", self._steps))
+        for name, value in row.items():
+            scalars = value if isinstance(value, dict) else {"": value}
+            for part, number in scalars.items():
+                self._board.add_scalar(f"{name}/{part}" if part else name, number, self._steps)
+
+    def flush(self) -> int:
+        """Everything on disk; the size of log.jsonl in bytes."""
+        if not self._active:
+            return 0
+        self._file.flush()
+        self._board.flush()
+        return self._path.stat().st_size
+
+
+class _Display:
+    """A progress bar in a terminal; a line for each epoch everywhere."""
+
+    def __init__(self, session: _Session) -> None:
+        self._session = session
+        self._quiet = not session.fabric.is_global_zero
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  dev {task.fields[dev]}  {task.fields[rate]:.3f} h/s "),
+            TimeElapsedColumn(),
+            TextColumn("left {task.fields[left]}"),
+            console=session.console,
+            disable=self._quiet or not session.console.is_terminal,
+        )
+        fields: dict[str, Any] = {"loss": float("nan"), "dev": "-", "rate": 0.0, "left": "-"}
+        self._task = self._bar.add_task("", total=1.0, epoch=1, epochs=session.settings.epochs, **fields)
+
+    def __enter__(self) -> _Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def step(self, steps_in_epoch: int) -> None:
+        state = self._session.state
+        epochs = self._session.settings.epochs
+        done = (state.epoch + state.step_in_epoch / steps_in_epoch) / epochs
+        left = state.elapsed_s / done - state.elapsed_s
+        self._bar.update(
+            self._task,
+            completed=done,
+            epoch=state.epoch + 1,
+            loss=state.loss_sum / max(1, state.token_sum),
+            rate=state.audio_s / 3600 / max(1e-9, state.epoch_s),
+            left=f"{int(left) // 3600}:{int(left) % 3600 // 60:02d}:{int(left) % 60:02d}",
+        )
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        dev = f"WER {row['dev_wer']:.1%} CER {row['dev_cer']:.1%}"
+        self._bar.update(self._task, dev=dev)
+        if not self._quiet:
+            self._session.console.print(
+                f"epoch {int(row['epoch']) + 1:3d}  loss {row['train_loss']:.3f}  dev loss {row['dev_loss']:.3f}  dev {dev}"
+                f"  {row['seconds']:.0f} s  {row['audio_hours'] / max(1e-9, row['seconds']):.4f} h/s",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+__all__ = ["Outcome", "TrainingError", "gradient_norms", "rate", "train"]

@@ -1,0 +1,237 @@
+"""The acoustic model: waveform -> features -> convolutional subsampling -> recurrent layers -> CTC log-probabilities."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from asr.audio import SAMPLE_RATE
+from asr.training import config, features
+
+_RNNS = {"rnn_tanh": nn.RNN, "rnn_relu": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+_GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
+
+
+class SequenceNorm(nn.Module):
+    """Batch normalisation over the valid frames of a batch (Laurent et al. 2016); padding does not enter its statistics."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(size)
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """x: (B, T, F); lengths: (B,) frames, or None where every frame is valid -> (B, T, F)."""
+        if lengths is None or not self.training:
+            y: Tensor = self.norm(x.flatten(0, 1))
+            return y.view(x.shape)
+        valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        normed = self.norm(x[valid])
+        return torch.zeros_like(x, dtype=normed.dtype).masked_scatter(valid[..., None], normed)
+
+
+class RecurrentLayer(nn.Module):
+    """Normalisation, one recurrent layer in one or both directions, optional projection, dropout.
+
+    The backward direction is a forward pass over a copy reversed within each utterance's own length: padding stays at the
+    end, where it can touch nothing. So no utterance sees another's length, and the CPU is spared packed sequences (2.8
+    times slower there).
+    source: Schuster & Paliwal 1997, "Bidirectional recurrent neural networks".
+    """
+
+    def __init__(self, input_size: int, settings: config.Network) -> None:
+        super().__init__()
+        self.norm_kind = settings.norm
+        self.norm: nn.Module = {"layer": nn.LayerNorm, "batch": SequenceNorm, "none": nn.Identity}[settings.norm](
+            input_size
+        )
+        directions = 2 if settings.bidirectional else 1
+        self.directions = nn.ModuleList(_rnn(settings.cell, input_size, settings.hidden) for _ in range(directions))
+        out = settings.hidden * directions
+        self.projection = nn.Linear(out, settings.projection) if settings.projection else nn.Identity()
+        self.dropout = nn.Dropout(settings.dropout)
+        self.size = settings.projection or out
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """x: (B, T, F); lengths: (B,) frames, or None where every frame is valid -> (B, T, size)."""
+        x = self.norm(x, lengths) if self.norm_kind == "batch" else self.norm(x)
+        outputs = [self.directions[0](x)[0]]
+        if len(self.directions) == 2:
+            outputs.append(_reverse(self.directions[1](_reverse(x, lengths))[0], lengths))
+        y: Tensor = self.dropout(self.projection(torch.cat(outputs, dim=2)))
+        return y
+
+
+class Network(nn.Module):
+    """What is trained: normalised features -> log-probabilities.
+
+    forward: features (B, T, F), lengths (B,) frames or None for whole -> log_probs (B, T', V), lengths' (B,) or None.
+             T' = output_frames(T). Nothing is padded in time, so an utterance gets in a batch what it gets alone.
+    source:  Graves, Mohamed & Hinton 2013, "Speech recognition with deep recurrent neural networks".
+    """
+
+    def __init__(self, n_features: int, n_tokens: int, settings: config.Network) -> None:
+        super().__init__()
+        stages = {1: 0, 2: 1, 4: 2}[settings.subsampling]
+        if n_features < 2 ** (stages + 1) - 1:
+            raise config.ConfigError(
+                f"network.subsampling: expected at least {2 ** (stages + 1) - 1} features for {settings.subsampling}x, "
+                f"got {n_features}; raise n_mels or n_mfcc"
+            )
+        channels = [1] + [settings.conv_channels] * stages
+        self.conv = nn.Sequential()
+        for i in range(stages):
+            self.conv.append(nn.Conv2d(channels[i], channels[i + 1], 3, stride=2))
+            self.conv.append(nn.ReLU())
+        size = _after_convs(n_features, stages) * channels[-1]
+        self.stages = stages
+        self.layers = nn.ModuleList()
+        for _ in range(settings.layers):
+            layer = RecurrentLayer(size, settings)
+            self.layers.append(layer)
+            size = layer.size
+        self.output = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, n_tokens))
+
+    def output_frames(self, n_frames: int) -> int:
+        """How many frames come out of T frames of features."""
+        return max(0, _after_convs(n_frames, self.stages))
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if self.stages:
+            x = self.conv(x[:, None]).transpose(1, 2).flatten(2)  # (B, C, T', F') -> (B, T', C F')
+            if lengths is not None:
+                for _ in range(self.stages):
+                    lengths = torch.div(lengths - 3, 2, rounding_mode="floor") + 1
+        for layer in self.layers:
+            x = layer(x, lengths)
+        return self.output(x).float().log_softmax(dim=2), lengths
+
+
+class AcousticModel(nn.Module):
+    """The whole recogniser before decoding; what is exported.
+
+    forward: waveform (B, N) float32 at 16 kHz -> log_probs (B, T, V).
+             N samples must be padded by `asr.audio.pad`, which makes T = ceil(N_unpadded / frame_shift).
+    """
+
+    def __init__(self, settings: config.Config, n_tokens: int) -> None:
+        super().__init__()
+        self.features = features.build(settings.features)
+        self.register_buffer("mean", torch.zeros(self.features.size))
+        self.register_buffer("std", torch.ones(self.features.size))
+        self.mean: Tensor
+        self.std: Tensor
+        self.network = Network(self.features.size, n_tokens, settings.network)
+        self.subsampling = settings.network.subsampling
+
+    @property
+    def frame_shift(self) -> int:
+        """Samples from one output frame to the next."""
+        return self.features.hop_length * self.subsampling
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that the convolutions see for one output frame (the recurrent layers see all)."""
+        feature_frames = 2 ** (self.network.stages + 1) - 1  # 3x3 kernels with stride 2: 1, 3, 7
+        return int(self.features.receptive_field() + (feature_frames - 1) * self.features.hop_length)
+
+    @torch.no_grad()
+    def fit(self, waveforms: list[Tensor]) -> None:
+        """Set the global mean and deviation of each feature from a sample of the training audio, (N,) each."""
+        count = 0
+        total, squares = torch.zeros_like(self.mean).double(), torch.zeros_like(self.mean).double()
+        for waveform in waveforms:
+            x = self.features(waveform[None])[0].double()
+            count += len(x)
+            total += x.sum(0)
+            squares += x.square().sum(0)
+        mean = total / count
+        self.mean.copy_(mean)
+        self.std.copy_((squares / count - mean.square()).clamp(min=1e-8).sqrt())
+
+    def normalised_features(self, waveform: Tensor) -> Tensor:
+        """(B, N) -> (B, T, F), each feature with zero mean and unit variance over the training data."""
+        features: Tensor = self.features(waveform)
+        return (features - self.mean) / self.std
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        log_probs: Tensor = self.network(self.normalised_features(waveform))[0]
+        return log_probs
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of `summary`'s table. shape: outputs for the given length; parameters: trained numbers."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+
+
+def summary(model: AcousticModel, duration_s: float = 10.0) -> list[Row]:
+    """The layers with their output shapes for duration_s of audio, measured by running the model once."""
+    watched: dict[str, nn.Module] = {"features": model.features}
+    watched |= {f"conv.{i}": stage for i, stage in enumerate(model.network.conv) if isinstance(stage, nn.Conv2d)}
+    watched |= {f"layers.{i}": layer for i, layer in enumerate(model.network.layers)}
+    watched["output"] = model.network.output
+    rows: list[Row] = []
+
+    def record(name: str, module: nn.Module, output: Tensor) -> None:
+        kind = type(module).__name__
+        if isinstance(module, RecurrentLayer):
+            rnn = module.directions[0]
+            mode = f" {rnn.nonlinearity}" if isinstance(rnn, nn.RNN) else ""
+            kind = f"{'Bidirectional ' if len(module.directions) == 2 else ''}{type(rnn).__name__}{mode}"
+        elif isinstance(module, nn.Sequential):
+            kind = "Linear, log-softmax"
+        rows.append(Row(name, kind, tuple(output.shape[1:]), sum(p.numel() for p in module.parameters())))
+
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, out, name=name, module=module: record(name, module, out))
+        for name, module in watched.items()
+    ]
+    training = model.training
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, max(round(duration_s * SAMPLE_RATE), model.receptive_field)))
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return rows
+
+
+def _rnn(cell: str, input_size: int, hidden: int) -> nn.RNNBase:
+    """One direction of one layer, with the initial weights that let gradients through time.
+
+    Recurrent matrices are orthogonal (Saxe et al. 2014); an LSTM's forget gate starts open (Gers et al. 2000; Jozefowicz
+    et al. 2015).
+    """
+    options = {"nonlinearity": cell.removeprefix("rnn_")} if cell.startswith("rnn") else {}
+    rnn: nn.RNNBase = _RNNS[cell](input_size, hidden, batch_first=True, **options)
+    weight_ih, weight_hh, bias_ih, bias_hh = (parameter.data for parameter in rnn.parameters())
+    for gate in range(_GATES[cell]):
+        rows = slice(gate * hidden, (gate + 1) * hidden)
+        nn.init.orthogonal_(weight_hh[rows])
+        nn.init.xavier_uniform_(weight_ih[rows])
+    bias_ih.zero_()
+    bias_hh.zero_()
+    if cell == "lstm":
+        bias_ih[hidden : 2 * hidden] = 1.0  # gates in PyTorch's order: input, forget, cell, output
+    return rnn
+
+
+def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """(B, T, F) with the first lengths[b] frames of each utterance in reverse order; padding stays where it is."""
+    if lengths is None:
+        return x.flip(1)
+    t = torch.arange(x.shape[1], device=x.device)
+    index = torch.where(t < lengths[:, None], lengths[:, None] - 1 - t, t)
+    return x.gather(1, index[..., None].expand_as(x))
+
+
+def _after_convs(size: int, stages: int) -> int:
+    for _ in range(stages):
+        size = math.floor((size - 3) / 2) + 1
+    return size

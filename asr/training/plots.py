@@ -1,0 +1,60 @@
+"""Pictures in the run folder, drawn from its log: how the losses fell, and how gradients flowed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: training machines have no screen
+import matplotlib.pyplot as plt
+
+
+def curves(run: Path) -> None:
+    """curves.png: loss, error rates and learning rate over the training."""
+    steps, epochs = _read_log(run)
+    figure, (losses, errors, rates) = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    losses.plot([row["step"] for row in steps], [row["loss"] for row in steps], color="0.8", label="train, batch")
+    ends = _epoch_ends(steps, epochs)
+    losses.plot(ends, [row["train_loss"] for row in epochs], label="train, epoch")
+    losses.plot(ends, [row["dev_loss"] for row in epochs], label="dev")
+    losses.set(xlabel="step", ylabel="nats a token", title="CTC loss")
+    losses.legend()
+    errors.plot([row["epoch"] + 1 for row in epochs], [100 * row["dev_wer"] for row in epochs], label="WER")
+    errors.plot([row["epoch"] + 1 for row in epochs], [100 * row["dev_cer"] for row in epochs], label="CER")
+    errors.set(xlabel="epoch", ylabel="%", title="dev errors, greedy", ylim=(0, 105))
+    errors.legend()
+    rates.plot([row["step"] for row in steps], [row["lr"] for row in steps])
+    rates.set(xlabel="step", title="learning rate")
+    _save(figure, run / "curves.png")
+
+
+def gradients(run: Path) -> None:
+    """gradients.png: the gradient's norm per layer before clipping; a layer that fades or explodes stands out."""
+    steps, _ = _read_log(run)
+    layers = list(steps[0]["layers"]) if steps else []
+    colours = plt.get_cmap("viridis")
+    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
+    for number, layer in enumerate(layers):
+        colour = colours(number / max(1, len(layers) - 1))
+        axes.plot([row["step"] for row in steps], [row["layers"][layer] for row in steps], color=colour, label=layer)
+    axes.plot([row["step"] for row in steps], [row["gradient_norm"] for row in steps], "k", lw=0.7, label="all")
+    axes.set(xlabel="step", yscale="log", title="gradient norm, before clipping")
+    axes.legend(fontsize="small", ncols=2)
+    _save(figure, run / "gradients.png")
+
+
+def _read_log(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if "step" in row], [row for row in rows if "dev_loss" in row]
+
+
+def _epoch_ends(steps: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> list[int]:
+    return [max(row["step"] for row in steps if row["epoch"] <= epoch["epoch"]) for epoch in epochs]
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
