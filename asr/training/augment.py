@@ -28,7 +28,7 @@ def add_noise(
     """(N,) with a random stretch of a random noise added, at a signal-to-noise ratio drawn from the range."""
     noise = noises[rng.integers(len(noises))]
     start = rng.integers(len(noise))
-    stretch = np.resize(np.roll(noise, -start)[: len(waveform)], len(waveform))
+    stretch = np.take(noise, np.arange(start, start + len(waveform)), mode="wrap")  # short noise is repeated
     signal_power, noise_power = float(np.mean(waveform**2)), float(np.mean(stretch**2))
     if noise_power == 0:
         return waveform

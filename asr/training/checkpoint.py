@@ -54,10 +54,14 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path}: expected a checkpoint (safetensors), got a file that is not: {error}") from None
     if "asr" not in metadata:
         raise CheckpointError(f"{path}: expected a checkpoint of this package, got safetensors without its settings")
-    state: dict[str, Any] = json.loads(metadata["asr"])
-    if state["schema"] > SCHEMA:
+    try:
+        state: dict[str, Any] = json.loads(metadata["asr"])
+        schema = int(state["schema"])
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path}: expected the settings of a checkpoint, got {metadata['asr'][:60]!r}") from None
+    if schema > SCHEMA:
         raise CheckpointError(
-            f"{path}: written with checkpoint schema {state['schema']}, this version knows {SCHEMA}; update the package"
+            f"{path}: written with checkpoint schema {schema}, this version knows {SCHEMA}; update the package"
         )
     return tensors, state
 
@@ -72,7 +76,8 @@ def load_model(path: Path) -> tuple[AcousticModel, config.Config, Tokens, dict[s
     settings = config.parse(state["config"], str(path))
     tokens = Tokens.of(settings.data.alphabet)
     model = AcousticModel(settings, len(tokens))
-    load_weights(model, tensors, path)
+    # In last.safetensors the weights stand beside the optimiser's state, averaged ones before the raw.
+    load_weights(model, unpack("ema", tensors) or unpack("model", tensors) or tensors, path)
     return model.eval(), settings, tokens, state
 
 
@@ -93,7 +98,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
 
 
 def pack(prefix: str, tree: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors of nested mappings under dotted names; `unpack` undoes it. Only tensors are allowed at the leaves."""
+    """Tensors of nested mappings under names joined by |; `unpack` undoes it. Only tensors are allowed at the leaves."""
     flat: dict[str, Tensor] = {}
     for name, value in tree.items():
         if isinstance(value, Tensor):
@@ -107,7 +112,7 @@ def unpack(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The nested mappings that `pack` flattened under prefix."""
     tree: dict[str, Any] = {}
     for name, tensor in tensors.items():
-        head, *parents, last = name.split("|")
+        head, *parents, last = name.split("|") if "|" in name else ("", name)
         if head != prefix:
             continue
         node = tree

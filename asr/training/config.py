@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from asr.errors import AsrError, nearest
 
@@ -20,14 +20,31 @@ class ConfigError(AsrError):
     """A setting that is unknown, out of range, or a file that is not a configuration."""
 
 
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"expected [low, high], got {list(pair)}")
+    return pair
+
+
+def _not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("expected a list of at least one, got []")
+    return values
+
+
+_Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
+_Speed = Annotated[float, Field(gt=0.25, lt=4)]
+_Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(_Section):
     """What is trained on. Manifests are JSON lines (see `asr.manifest`); several are joined."""
 
-    train: tuple[Path, ...]
+    train: Annotated[tuple[Path, ...], AfterValidator(_not_empty)]
     dev: Path
     normaliser: str = "english"
     alphabet: str = " 'abcdefghijklmnopqrstuvwxyz"
@@ -52,6 +69,8 @@ class Features(_Section):
     def _check(self) -> Features:
         if self.win_length > self.n_fft:
             raise ValueError(f"expected win_length <= n_fft, got {self.win_length} > {self.n_fft}")
+        if self.hop_length > self.win_length:  # samples between the windows would be seen by no frame
+            raise ValueError(f"expected hop_length <= win_length, got {self.hop_length} > {self.win_length}")
         if self.f_min >= self.f_max:
             raise ValueError(f"expected f_min < f_max, got {self.f_min} >= {self.f_max}")
         if self.kind == "mfcc" and self.n_mfcc > self.n_mels:
@@ -87,11 +106,11 @@ class SpecAugment(_Section):
 class Augment(_Section):
     """Perturbations, drawn anew for each utterance in each epoch."""
 
-    speed: tuple[Annotated[float, Field(gt=0.25, lt=4)], ...] = (1.0,)  # factors; tempo and pitch together
-    gain_db: tuple[float, float] = (0.0, 0.0)  # uniform range
+    speed: Annotated[tuple[_Speed, ...], AfterValidator(_not_empty)] = (1.0,)  # factors; tempo and pitch together
+    gain_db: _Range = (0.0, 0.0)  # uniform range
     noise: Path | None = None  # folder of noise recordings
     noise_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the utterances get noise, if there is a folder
-    snr_db: tuple[float, float] = (5.0, 25.0)  # uniform range
+    snr_db: _Range = (5.0, 25.0)  # uniform range
     spec_augment: SpecAugment | None = SpecAugment()
 
 
@@ -107,7 +126,7 @@ class Optimiser(_Section):
 
     lr: Annotated[float, Field(gt=0)] = 1e-3  # the peak
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[_Share, _Share] = (0.9, 0.98)
     schedule: Literal["cosine", "one_cycle", "plateau", "constant"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of all steps (one_cycle: the rising part)
     final: Annotated[float, Field(ge=0, le=1)] = 0.01  # last learning rate as a share of the peak
@@ -128,7 +147,7 @@ class Config(_Section):
     name: str
     licence: str = "unspecified"  # of the trained model; it follows the corpus
     description: str = ""  # of the training data, a line for the model's card
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     epochs: Annotated[int, Field(ge=1)] = 30
     sortagrad_epochs: Annotated[int, Field(ge=0)] = 1  # first epochs in order of length (Amodei et al. 2016)
     patience: Annotated[int, Field(ge=1)] | None = None  # epochs without a better dev CER before stopping
@@ -160,7 +179,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         raise ConfigError(f"{path}: expected YAML, got: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected settings such as 'name: mine', got {type(tree).__name__}")
@@ -189,7 +208,7 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
         if isinstance(data.get("train"), str):
             data["train"] = [data["train"]]
         if isinstance(data.get("train"), list):
-            data["train"] = [str(folder / str(item)) for item in data["train"]]
+            data["train"] = [str(folder / item) if isinstance(item, str) else item for item in data["train"]]
         if isinstance(data.get("dev"), str):
             data["dev"] = str(folder / data["dev"])
     if isinstance(augment, dict) and isinstance(augment.get("noise"), str):
@@ -202,10 +221,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"expected an override such as network.hidden=256, got {override!r}")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"{key}: expected a YAML value after '=', got {text!r}") from None
-    if isinstance(value, str) and _is_float(value):
-        value = float(value)  # YAML 1.1 reads 1e-3 as text
     *parents, last = key.split(".")
     node = tree
     for parent in parents:
@@ -218,25 +235,43 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node[last] = [value] if key == "data.train" and isinstance(value, str) else value
 
 
-def _is_float(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+# pydantic's error types whose own words speak of Python, not of a file of settings.
+_EXPECTED = {
+    "model_type": "a group of settings",
+    "tuple_type": "a list",
+    "too_long": "a list of at most {max_length}",
+    "path_type": "a path",
+    "string_type": "text",
+    "invalid_key": "a name",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "greater_than": "a value > {gt:g}",
+    "greater_than_equal": "a value >= {ge:g}",
+    "less_than": "a value < {lt:g}",
+    "less_than_equal": "a value <= {le:g}",
+}
 
 
 def _describe(item: dict[str, Any]) -> str:
     location = [str(part) for part in item["loc"]]
     key = ".".join(location)
+    got = f", got {item['input']!r}"
     if item["type"] == "extra_forbidden":
         return f"unknown setting '{key}': {nearest(location[-1], _fields(location[:-1]))}"
+    if item["type"] == "missing" and isinstance(item["loc"][-1], int):  # of a pair, say
+        return f"{'.'.join(location[:-1])}: expected another value{got}"
     if item["type"] == "missing":
         return f"'{key}' is missing: expected it in the configuration"
-    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    got = "" if item["type"] == "value_error" else f", got {item['input']!r}"
-    expected = message if message.startswith("expected") else f"expected {message}"
-    return f"{key}: {expected}{got}"
+    if item["type"] == "value_error":  # ours: says itself what was got
+        return f"{key}: {str(item['msg']).removeprefix('Value error, ')}"
+    known = _EXPECTED.get(item["type"], "")
+    expected = known.format(**item.get("ctx", {})) or str(item["msg"]).removeprefix("Input should be ")
+    return f"{key}: expected {expected}{got}"
 
 
 def _fields(location: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from asr.tokens import TokenError, Tokens, min_frames
 from asr.training import augment, config
 
 _AHEAD = 4  # batches loaded before they are needed
+_INT16 = 2**15  # full scale
 _PLAN = 2**31  # the stream of random numbers that plans an epoch; utterance numbers stay below
 
 
@@ -117,7 +118,7 @@ class Corpus:
             )
 
     def _frames(self, duration_s: float) -> int:
-        return int(duration_s * audio.SAMPLE_RATE) // self._padding[1]
+        return round(duration_s * audio.SAMPLE_RATE) // self._padding[1]
 
     def decode(self, progress: Iterable[int] | None = None) -> None:
         """Decode the audio into memory, up to data.cache_gb; what cannot be read moves to `skipped`.
@@ -137,6 +138,9 @@ class Corpus:
                     unusable[index] = str(waveform)
                     continue
                 self._cache[index] = waveform
+                # The manifest's duration may lie; speeds and batches go by the audio's own.
+                utterance = replace(self.examples[index].utterance, duration_s=len(waveform) / audio.SAMPLE_RATE)
+                self.examples[index] = replace(self.examples[index], utterance=utterance)
                 left -= waveform.nbytes
         if unusable:
             self.skipped += [Skipped(self.examples[index].utterance.id, why) for index, why in unusable.items()]
@@ -155,9 +159,10 @@ class Corpus:
 
     def waveform(self, index: int) -> np.ndarray:
         """(N,) float32, as recorded."""
-        if index in self._cache:
-            return self._cache[index].astype(np.float32) / np.float32(32767)
-        return _read(self.examples[index].utterance)
+        samples = self._cache.get(index)
+        if samples is None:  # rounded all the same: how much fits into the cache must not change a training
+            samples = _to_int16(_read(self.examples[index].utterance))
+        return samples.astype(np.float32) / np.float32(_INT16)
 
     def plan(self, epoch: int, *, by_length: bool) -> list[list[Item]]:
         """Which utterances form which batch of this epoch: the same answer at every call.
@@ -253,4 +258,4 @@ def _read(utterance: Utterance) -> np.ndarray:
 
 
 def _to_int16(waveform: np.ndarray) -> np.ndarray:
-    return np.asarray(np.rint(np.clip(waveform, -1, 1) * 32767), dtype=np.int16)
+    return np.asarray(np.rint(waveform * _INT16).clip(-_INT16, _INT16 - 1), dtype=np.int16)  # exact for 16-bit files

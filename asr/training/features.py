@@ -6,6 +6,8 @@ nothing else: no centre padding, no utterance statistics. A stream therefore see
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torchaudio.functional as AF
 from torch import Tensor, nn
@@ -34,9 +36,11 @@ class LogMel(nn.Module):
         angles = 2 * torch.pi / settings.n_fft * torch.outer(torch.arange(n_bins, dtype=torch.float64), samples)
         window = torch.hann_window(settings.win_length, periodic=True, dtype=torch.float64)
         basis = torch.cat([angles.cos(), -angles.sin()]) * window
-        mel = AF.melscale_fbanks(
-            n_bins, settings.f_min, settings.f_max, settings.n_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of empty bands: an error below
+            mel = AF.melscale_fbanks(
+                n_bins, settings.f_min, settings.f_max, settings.n_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+            )
         if bool((mel.sum(0) == 0).any()):
             raise config.ConfigError(
                 f"features: expected each of {settings.n_mels} mel bands to cover a DFT bin, but some are empty; "
@@ -57,8 +61,10 @@ class LogMel(nn.Module):
         return self.win_length
 
     def forward(self, waveform: Tensor) -> Tensor:
-        spectrum = nn.functional.conv1d(waveform[:, None, :], self.basis, stride=self.hop_length)  # (B, 2 n_bins, T)
-        real, imaginary = spectrum.chunk(2, dim=1)
+        # On CUDA, convolutions round to TF32 by default: 10 bits, which drown quiet bands in the loud ones' rounding.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            spectrum = nn.functional.conv1d(waveform[:, None, :], self.basis, stride=self.hop_length)
+        real, imaginary = spectrum.chunk(2, dim=1)  # (B, n_bins, T) each
         power = real.square() + imaginary.square()
         return torch.log(power.transpose(1, 2) @ self.mel + LOG_OFFSET)
 

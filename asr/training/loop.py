@@ -46,8 +46,10 @@ class TrainingError(AsrError):
 
 
 @dataclass
-class Progressed:
+class State:
     """Where a training stands; what a checkpoint holds besides tensors."""
+
+    world_size: int = 1  # processes: `step_in_epoch` counts each one's own batches
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -93,26 +95,34 @@ def train(
     fabric = _launch(settings, device)
     if fabric.is_global_zero:
         _prepare_folder(run, settings, resume)
+    else:
+        console = Console(quiet=True)
     fabric.barrier()
 
     tokens = Tokens.of(settings.data.alphabet)
     torch.manual_seed(settings.seed)
     model = AcousticModel(settings, len(tokens))
-    corpora = _read_corpora(settings, tokens, model, run, console if fabric.is_global_zero else Console(quiet=True))
+    corpora = _read_corpora(settings, tokens, model, run if fabric.is_global_zero else None, console)
     session = _Session(settings, run, fabric, model, *corpora, console)
     last = run / "last.safetensors"
     if resume and last.exists():
         session.restore(last)
     else:
+        if resume:
+            console.print(f"{run}: holds no checkpoint yet; starting from the beginning", soft_wrap=True)
         session.fit_features()
-    with session.log, _interruptible() as interrupted:
-        finished = session.run_epochs(interrupted)
-        if not finished:
+    try:
+        with session.log, _interruptible() as interrupted:
+            if session.run_epochs(interrupted):
+                return session.finish()
             session.save()
-            where = f"epoch {session.state.epoch + 1}, step {session.state.step}"
-            console.print(f"stopped at {where} and saved; the same command with --resume goes on from there")
-            return Outcome(False, run)
-        return session.finish()
+    except OSError as error:
+        raise TrainingError(
+            f"{error.filename or run}: cannot be written: {error.strerror}; free some space, then go on with --resume"
+        ) from None
+    where = f"epoch {session.state.epoch + 1}, step {session.state.step}"
+    console.print(f"stopped at {where} and saved; the same command with --resume goes on from there", soft_wrap=True)
+    return Outcome(False, run)
 
 
 class _Session:
@@ -139,7 +149,8 @@ class _Session:
         )
         self.network, self.optimiser = fabric.setup(model.network, self.raw_optimiser)
         self.ema = {name: value.detach().clone() for name, value in model.state_dict().items()} if settings.ema else {}
-        self.state = Progressed()
+        self.state = State(world_size=fabric.world_size)
+        self.clock = time.monotonic()
         self.log = _Log(run, active=fabric.is_global_zero)
         self.tokens = Tokens.of(settings.data.alphabet)
 
@@ -148,6 +159,7 @@ class _Session:
     def run_epochs(self, interrupted: Callable[[], bool]) -> bool:
         """Train until the last epoch, early stopping, or an interruption (then False)."""
         state, settings = self.state, self.settings
+        self.clock = time.monotonic()
         with _Display(self) as display:
             while state.epoch < settings.epochs and not self._out_of_patience():
                 plan = self.train_set.plan(state.epoch, by_length=state.epoch < settings.sortagrad_epochs)
@@ -156,15 +168,12 @@ class _Session:
                 self.model.train()
                 saved_at = time.monotonic()
                 for batch in self.train_set.batches(todo, state.epoch):
-                    started = time.monotonic()
                     self._step(batch, share=state.step_in_epoch / len(mine))
-                    spent = time.monotonic() - started
-                    state.elapsed_s += spent
-                    state.epoch_s += spent
+                    self._count_time()
                     display.step(len(mine))
                     if self._agree(interrupted()):
                         return False
-                    if time.monotonic() - saved_at > settings.checkpoint_minutes * 60:
+                    if time.monotonic() - saved_at >= settings.checkpoint_minutes * 60:
                         self.save()
                         saved_at = time.monotonic()
                 self._end_epoch(display)
@@ -184,7 +193,8 @@ class _Session:
             bad = [name for name, loss in zip(batch.ids, losses.tolist(), strict=True) if not math.isfinite(loss)]
             raise TrainingError(_not_finite("loss", bad, state.step))
         tokens = int(batch.token_lengths.sum())
-        self.fabric.backward(losses.sum() / tokens)
+        # The processes' gradients are averaged: divided by the mean count, every token of all batches weighs the same.
+        self.fabric.backward(losses.sum() / (self._total(tokens) / self.fabric.world_size))
         layers = gradient_norms(self.model.network) if state.step % LOG_EVERY == 0 else {}
         norm = nn.utils.clip_grad_norm_(self.model.network.parameters(), settings.optimiser.clip_norm)
         if not torch.isfinite(norm):
@@ -196,7 +206,7 @@ class _Session:
         loss_sum = float(losses.detach().sum())
         if state.step % LOG_EVERY == 0:
             row = {"step": state.step, "epoch": state.epoch, "loss": loss_sum / tokens, "lr": lr}
-            self.log.write({**row, "gradient_norm": float(norm), "layers": layers})
+            self.log.write({**row, "gradient_norm": float(norm), "layers": layers}, state.step)
         state.step += 1
         state.step_in_epoch += 1
         state.loss_sum += loss_sum
@@ -232,7 +242,9 @@ class _Session:
         state = self.state
         with self._weights(self.ema):
             scored, dev_loss = self.evaluate(self.dev_set)
-        wer, cer = _rates(scored)
+        # One verdict for all processes: where theirs differed by rounding, they would stop or halve the rate apart.
+        wer, cer, dev_loss = self.fabric.broadcast((*_rates(scored), dev_loss))
+        self._count_time()
         row: dict[str, float] = {
             "epoch": state.epoch,
             "train_loss": state.loss_sum / max(1, state.token_sum),
@@ -243,20 +255,27 @@ class _Session:
         }
         state.history.append(row)
         timing = {"seconds": round(state.epoch_s, 2), "audio_hours": round(state.audio_s / 3600, 4)}
-        self.log.write({**row, **timing})
+        self.log.write({**row, **timing}, state.step - 1)
         display.epoch({**row, **timing})
         losses = [past["dev_loss"] for past in state.history]
-        patience = self.settings.optimiser.plateau_patience
-        if self.settings.optimiser.schedule == "plateau" and _epochs_since_best(losses) > patience:
-            state.lr_scale /= 2
+        stalled, patience = _epochs_since_best(losses), self.settings.optimiser.plateau_patience
+        if self.settings.optimiser.schedule == "plateau" and stalled and stalled % (patience + 1) == 0:
+            state.lr_scale /= 2  # and again only after as many epochs more
         spec = self.settings.augment.spec_augment
         if spec and cer < spec.start_cer:
             state.spec_augment = True
-        self._keep_weights()
+        self._write_weights()
         state.epoch += 1
         state.step_in_epoch, state.loss_sum, state.token_sum, state.audio_s, state.epoch_s = 0, 0.0, 0, 0.0, 0.0
         self.save()
+        self._remove_weights()  # after saving: a training resumed in this epoch may end it with other errors on a GPU
         self.fabric.barrier()
+
+    def _count_time(self) -> None:
+        """Add the time since the last count: waiting for audio and evaluation belong to a training too."""
+        spent, self.clock = time.monotonic() - self.clock, time.monotonic()
+        self.state.elapsed_s += spent
+        self.state.epoch_s += spent
 
     def _out_of_patience(self) -> bool:
         cers = [row["dev_cer"] for row in self.state.history]
@@ -264,10 +283,14 @@ class _Session:
 
     def _agree(self, flag: bool) -> bool:
         """Whether any process of the training says so: all must stop at the same step."""
+        return self._total(flag) > 0
+
+    def _total(self, value: float) -> float:
+        """The sum over the processes of the training."""
         if self.fabric.world_size == 1:
-            return flag
-        total = self.fabric.all_reduce(torch.tensor(float(flag)), reduce_op="sum")
-        return bool(torch.as_tensor(total) > 0)
+            return value
+        total = self.fabric.all_reduce(torch.tensor(float(value), device=self.fabric.device), reduce_op="sum")
+        return float(torch.as_tensor(total))
 
     # --- evaluation ---
 
@@ -317,7 +340,10 @@ class _Session:
         chosen = rng.permutation(len(self.train_set.examples))[:_FIT_UTTERANCES]
         device = self.fabric.device
         waveforms = (torch.from_numpy(self.train_set.waveform(int(index))) for index in chosen)
-        enough = [waveform.to(device) for waveform in waveforms if len(waveform) >= self.model.receptive_field]
+        shortest = self.model.features.receptive_field()
+        enough = [waveform.to(device) for waveform in waveforms if len(waveform) >= shortest]
+        if not enough:
+            raise TrainingError(f"train: expected utterances of at least {shortest} samples at 16 kHz, got none")
         self.model.fit(enough)
         for name in self.ema:
             self.ema[name].copy_(self.model.state_dict()[name])
@@ -341,18 +367,25 @@ class _Session:
         slots = {int(index): values for index, values in checkpoint.unpack("optimiser", tensors).items()}
         groups = self.raw_optimiser.state_dict()["param_groups"]
         self.raw_optimiser.load_state_dict({"state": slots, "param_groups": groups})
-        self.state = Progressed(**state["progress"])
+        self.state = State(**state["progress"])
+        if self.state.world_size != self.fabric.world_size:
+            raise TrainingError(
+                f"{path}: this training began with {self.state.world_size} processes, got {self.fabric.world_size}; "
+                "start as many as then"
+            )
         self.log.rewind(self.state.log_bytes, self.state.step)
 
-    def _keep_weights(self) -> None:
-        """Write this epoch's weights and delete those that neither the best model nor the average needs."""
-        if not self.fabric.is_global_zero:
-            return
-        history = self.state.history
-        weights = self.ema or self.model.state_dict()
-        checkpoint.save(self._weight_file(len(history) - 1), weights, {"config": config.to_dict(self.settings)})
-        for epoch in range(len(history)):
-            if epoch not in self._averaged() and epoch != _best(history):
+    def _write_weights(self) -> None:
+        """Write this epoch's weights."""
+        if self.fabric.is_global_zero:
+            weights = self.ema or self.model.state_dict()
+            checkpoint.save(self._weight_file(self.state.epoch), weights, {"config": config.to_dict(self.settings)})
+
+    def _remove_weights(self) -> None:
+        """Delete the epochs' weights that neither the best model nor the average needs."""
+        needed = {*self._averaged(), _best(self.state.history)}
+        if self.fabric.is_global_zero:
+            for epoch in set(range(self.state.epoch)) - needed:
                 self._weight_file(epoch).unlink(missing_ok=True)
 
     def _weight_file(self, epoch: int) -> Path:
@@ -371,7 +404,7 @@ class _Session:
     def finish(self) -> Outcome:
         """Choose between the best epoch and the average, and write the model, its dev report and the plots."""
         candidates = {"best epoch": checkpoint.load(self._weight_file(_best(self.state.history)))[0]}
-        if averaged := self._averaged():
+        if len(averaged := self._averaged()) > 1:
             paths = [self._weight_file(epoch) for epoch in averaged]
             candidates[f"average of {len(paths)} epochs"] = checkpoint.average(paths)
         results = {}
@@ -403,7 +436,9 @@ class _Session:
             plots.curves(self.run)
             plots.gradients(self.run)
             self.console.print(
-                f"finished: dev WER {wer:.2%}, CER {cer:.2%} ({chosen}); the model is {self.run / 'model.safetensors'}"
+                f"finished: dev WER {wer:.2%}, CER {cer:.2%} ({chosen}); the model is {self.run / 'model.safetensors'}",
+                highlight=False,
+                soft_wrap=True,
             )
         self.fabric.barrier()
         return Outcome(True, self.run, wer, cer)
@@ -450,7 +485,12 @@ def _ctc_losses(log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
 
 
 def _launch(settings: config.Config, device: str) -> Fabric:
-    """Fabric on one device, or on as many processes as torchrun started."""
+    """Fabric on one device, or on as many processes as torchrun started.
+
+    The command is `torchrun --nproc-per-node N -m -- asr train ...`: without the --, torchrun takes --run for its own.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise TrainingError(f"expected --device auto, cpu or cuda, got {device!r}")
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     nodes = int(os.environ.get("WORLD_SIZE", "1")) // per_node
     on_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
@@ -484,14 +524,21 @@ def _keep_memory() -> None:
 
 
 def _prepare_folder(run: Path, settings: config.Config, resume: bool) -> None:
+    """Make the folder and write its settings; where it holds a training, check that this is to continue the same one."""
     resolved = run / "config.yaml"
     new = config.to_dict(settings)
-    if resolved.exists():
+    # Both are written once the corpora are read: after a start that failed before, settings may be mended.
+    if (run / "log.jsonl").exists() or (run / "last.safetensors").exists():
         if not resume:
             raise TrainingError(
                 f"{run}: already holds a training; continue it with --resume, or give another --run folder"
             )
-        old = yaml.safe_load(resolved.read_text(encoding="utf-8"))
+        try:
+            old = yaml.safe_load(resolved.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise TrainingError(
+                f"{resolved}: expected the settings of this training, cannot read them: {error}"
+            ) from None
         changed = sorted(_changed(old, new))
         if changed:
             raise TrainingError(
@@ -515,22 +562,26 @@ def _changed(old: Any, new: Any, key: str = "") -> Iterator[str]:
 
 
 def _read_corpora(
-    settings: config.Config, tokens: Tokens, model: AcousticModel, run: Path, console: Console
+    settings: config.Config, tokens: Tokens, model: AcousticModel, run: Path | None, console: Console
 ) -> tuple[Corpus, Corpus]:
+    """The training and dev corpora, decoded; what is skipped is listed in the run folder, if one is given."""
     geometry = {"receptive_field": model.receptive_field, "frame_shift": model.frame_shift}
     train_set = Corpus(settings.data.train, tokens, settings, training=True, **geometry)
     dev_set = Corpus([settings.data.dev], tokens, settings, training=False, **geometry)
     for name, corpus in (("train", train_set), ("dev", dev_set)):
         numbers = range(len(corpus.examples))
-        corpus.decode(track(numbers, f"decoding {name} audio", console=console, transient=True))
+        hidden = not console.is_terminal
+        corpus.decode(track(numbers, f"decoding {name} audio", console=console, transient=True, disable=hidden))
         hours = sum(example.duration_s for example in corpus.examples) / 3600
         note = ""
-        if corpus.skipped:
+        if corpus.skipped and run:
             path = run / f"skipped_{name}.jsonl"
             lines = (json.dumps({"id": skip.id, "reason": skip.reason}, ensure_ascii=False) for skip in corpus.skipped)
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
             note = f"; {len(corpus.skipped)} skipped, listed with reasons in {path}"
-        console.print(f"{name}: {len(corpus.examples)} utterances, {hours:.2f} hours{note}", highlight=False)
+        console.print(
+            f"{name}: {len(corpus.examples)} utterances, {hours:.2f} hours{note}", highlight=False, soft_wrap=True
+        )
         if not corpus.examples:
             first = corpus.skipped[0]
             raise TrainingError(
@@ -541,8 +592,7 @@ def _read_corpora(
 
 def _share(plan: list[Any], rank: int, world: int) -> list[Any]:
     """Every world-th batch, the same number for each process: the first ones again where they do not divide."""
-    filled = plan + plan[: -len(plan) % world]
-    return filled[rank::world]
+    return [plan[index % len(plan)] for index in range(rank, math.ceil(len(plan) / world) * world, world)]
 
 
 def _rates(scored: Sequence[metrics.Scored]) -> tuple[float, float]:
@@ -599,27 +649,24 @@ class _Log:
     def __init__(self, run: Path, *, active: bool) -> None:
         self._run, self._active = run, active
         self._path = run / "log.jsonl"
+        self._kept_bytes, self._kept_steps = 0, 0
         self._file: Any = None
         self._board: Any = None
-        self._purge: int | None = None
-        self._steps = 0
-        if active and not self._path.exists():
+        if active:
             self._path.touch()
 
     def rewind(self, size: int, step: int) -> None:
         """Forget what was logged after the checkpoint."""
-        if self._active:
-            os.truncate(self._path, size)
-            self._purge = self._steps = step
+        self._kept_bytes, self._kept_steps = size, step
 
     def __enter__(self) -> _Log:
         if self._active:
             from torch.utils.tensorboard import SummaryWriter
 
-            if self._purge is None:
-                self._path.write_text("")
-            self._file = self._path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._purge)
+            self._file = self._path.open("a", encoding="utf-8", buffering=1)  # by line, for who watches it grow
+            if self._path.stat().st_size > self._kept_bytes:
+                self._file.truncate(self._kept_bytes)
+            self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._kept_steps)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -627,22 +674,22 @@ class _Log:
             self._file.close()
             self._board.close()
 
-    def write(self, row: Mapping[str, Any]) -> None:
+    def write(self, row: Mapping[str, Any], step: int) -> None:
         """One JSON line, and each number in it as a TensorBoard scalar."""
         if not self._active:
             return
         self._file.write(json.dumps(row) + "\n")
-        self._steps = int(row.get("step", self._steps))
         for name, value in row.items():
             scalars = value if isinstance(value, dict) else {"": value}
             for part, number in scalars.items():
-                self._board.add_scalar(f"{name}/{part}" if part else name, number, self._steps)
+                self._board.add_scalar(f"{name}/{part}" if part else name, number, step)
 
     def flush(self) -> int:
         """Everything on disk; the size of log.jsonl in bytes."""
         if not self._active:
             return 0
         self._file.flush()
+        os.fsync(self._file.fileno())  # a checkpoint that outlives a power cut must find its log
         self._board.flush()
         return self._path.stat().st_size
 

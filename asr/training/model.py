@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from asr.audio import SAMPLE_RATE
+from asr.audio import SAMPLE_RATE, pad
 from asr.training import config, features
 
 _RNNS = {"rnn_tanh": nn.RNN, "rnn_relu": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -195,7 +196,8 @@ def summary(model: AcousticModel, duration_s: float = 10.0) -> list[Row]:
     ]
     training = model.training
     with torch.no_grad():
-        model.eval()(torch.zeros(1, max(round(duration_s * SAMPLE_RATE), model.receptive_field)))
+        silence = np.zeros(round(duration_s * SAMPLE_RATE), np.float32)
+        model.eval()(torch.from_numpy(pad(silence, model.receptive_field, model.frame_shift))[None])
     model.train(training)
     for hook in hooks:
         hook.remove()

@@ -50,8 +50,7 @@ for path in sorted(arguments.recordings.glob("*_*_*.wav")):
 (arguments.out / "connected").mkdir(parents=True, exist_ok=True)
 for number, (split, speakers) in enumerate(single.items()):
     rng = np.random.default_rng(number)
-    pools = list(speakers.values()) or parser.error(f"found no {split} recordings in {arguments.recordings}")
-    connected = []
+    pools, connected = list(speakers.values()) or parser.error(f"no {split} set in {arguments.recordings}"), []
     for i in range(CONNECTED[split]):
         pool = pools[i % len(pools)]
         digits = [pool[k] for k in rng.integers(len(pool), size=rng.integers(2, 8))]

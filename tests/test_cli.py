@@ -1,0 +1,251 @@
+"""The commands as a user types them: what comes out, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import DATA, Cli
+
+DIGITS = DATA / "connected_digits.flac"
+
+
+def one_line(text: str) -> str:
+    """stderr, which must be a single line of ours."""
+    assert text.startswith("asr: ")
+    assert text.count("\n") == 1
+    assert "Traceback" not in text
+    return text
+
+
+# --- transcribe ---
+
+
+def test_transcribe_prints_text_only(cli: Cli) -> None:
+    done = cli("transcribe", DIGITS)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "five seven nine zero\n", "")
+
+
+def test_transcribe_greedy_agrees_on_clear_speech(cli: Cli) -> None:
+    assert cli("transcribe", "--beam", 1, DIGITS).stdout == "five seven nine zero\n"
+
+
+def test_transcribe_several_names_each(cli: Cli) -> None:
+    done = cli("transcribe", DIGITS, DATA / "7_jackson_0.wav")
+    assert done.stdout == f"{DIGITS}\tfive seven nine zero\n{DATA / '7_jackson_0.wav'}\tseven\n"
+
+
+def test_transcribe_json_has_times_in_order(cli: Cli) -> None:
+    transcript = json.loads(cli("transcribe", "--format", "json", DIGITS).stdout)
+    words = transcript["words"]
+    assert [word["text"] for word in words] == ["five", "seven", "nine", "zero"]
+    edges = [time for word in words for time in (word["start_s"], word["end_s"])]
+    assert edges == sorted(edges)
+    assert 0 <= edges[0] < edges[-1] <= transcript["duration_s"]
+    assert all(0 < word["confidence"] <= 1 for word in words)
+
+
+def test_transcribe_to_folder_never_overwrites(cli: Cli, tmp_path: Path) -> None:
+    assert cli("transcribe", DIGITS, "-o", "out/deep").returncode == 0
+    written = tmp_path / "out/deep/connected_digits.txt"
+    assert written.read_text() == "five seven nine zero\n"
+    written.write_text("mine")
+    again = cli("transcribe", DIGITS, "-o", "out/deep")
+    assert again.returncode == 1
+    assert "exists already" in one_line(again.stderr)
+    assert written.read_text() == "mine"
+    assert cli("transcribe", DIGITS, "-o", "out/deep", "--overwrite").returncode == 0
+    assert written.read_text() == "five seven nine zero\n"
+
+
+def test_transcribe_refuses_two_inputs_for_one_output(cli: Cli, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(DATA / "7_jackson_0.wav", tmp_path / folder / "same.wav")
+    done = cli("transcribe", "a/same.wav", "b/same.wav", "-o", "out")
+    assert done.returncode == 1
+    assert "belongs to a/same.wav already" in done.stderr
+    assert (tmp_path / "out/same.txt").read_text() == "seven\n"
+
+
+def test_one_bad_file_stops_no_other(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "empty.wav").touch()
+    done = cli("transcribe", "empty.wav", DIGITS, "missing.wav")
+    assert done.returncode == 1
+    assert done.stdout == f"{DIGITS}\tfive seven nine zero\n"
+    complaints = done.stderr.splitlines()
+    assert "empty.wav" in complaints[0]
+    assert "missing.wav" in complaints[1]
+    assert complaints[2] == "2 of 3 files failed, see above"
+
+
+def test_silence_is_empty_text(cli: Cli, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16000), 16000)
+    done = cli("transcribe", "silence.wav")
+    assert (done.returncode, done.stdout) == (0, "\n")
+
+
+@pytest.mark.parametrize("count", [1, 100, 399, 400, 1000])
+def test_shorter_than_a_frame(cli: Cli, tmp_path: Path, count: int) -> None:
+    soundfile.write(tmp_path / "short.wav", np.full(count, 0.1), 16000)
+    done = cli("transcribe", "short.wav")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("nosuch", "expected a model file (.onnx) or one of the names digits; got no such file"),
+        (".", "got a folder"),
+        ("text.onnx", "expected a model (ONNX) written by asr export"),
+        ("bare.onnx", "without its metadata"),
+        ("newer.onnx", "model schema 99, this version knows 1; update the package"),
+        ("rate.onnx", "has a sample rate of 8000"),
+        ("cut.onnx", "expected a model (ONNX)"),
+    ],
+)
+def test_bad_models(cli: Cli, tmp_path: Path, model: str, message: str) -> None:
+    import onnx
+
+    from asr.recognizer import find_model
+
+    source = find_model("digits")
+    (tmp_path / "text.onnx").write_text("not a model")
+    (tmp_path / "cut.onnx").write_bytes(source.read_bytes()[:100_000])
+    graph = onnx.load(source)
+    card = json.loads(graph.metadata_props[0].value)
+    for name, change in (("newer", {"schema": 99}), ("rate", {"sample_rate": 8000})):
+        onnx.helper.set_model_props(graph, {"asr": json.dumps(card | change)})
+        onnx.save(graph, tmp_path / f"{name}.onnx")
+    del graph.metadata_props[:]
+    onnx.save(graph, tmp_path / "bare.onnx")
+    done = cli("transcribe", "-m", model, DIGITS)
+    assert done.returncode == 1
+    assert message in one_line(done.stderr)
+
+
+def test_wrong_usage_exits_2(cli: Cli) -> None:
+    assert cli("transcribe").returncode == 2
+    assert cli("transcribe", "--format", "docx", DIGITS).returncode == 2
+    assert cli("transcribe", "--beam", "0", DIGITS).returncode == 2
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    command = f"{sys.executable} -m asr transcribe {DIGITS} {DIGITS} {DIGITS} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_name_with_newline_stays_one_line(cli: Cli) -> None:
+    done = cli("transcribe", "no\nsuch.wav")
+    assert "no such.wav" in one_line(done.stderr)
+
+
+# --- evaluate ---
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    rows = [
+        {"audio_filepath": str(DIGITS), "duration": 4.500563, "text": "Five seven, nine ONE", "speaker": "george"},
+        {"audio_filepath": str(DATA / "7_jackson_0.wav"), "duration": 0.4, "text": "seven", "speaker": "jackson"},
+    ]
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_evaluate_counts_errors(cli: Cli, manifest: Path) -> None:
+    done = cli("evaluate", "digits", manifest)
+    assert done.returncode == 0
+    assert "20.00 %" in done.stdout  # one of five words, after normalising the reference
+    assert "one -> zero" in done.stdout
+
+
+def test_evaluate_json_and_hypotheses(cli: Cli, manifest: Path, tmp_path: Path) -> None:
+    done = cli("evaluate", "digits", manifest, "--json", "-o", "hypotheses.jsonl")
+    report = json.loads(done.stdout)
+    assert report["wer"] == pytest.approx(0.2)
+    assert report["failed"] == []
+    rows = [json.loads(line) for line in (tmp_path / "hypotheses.jsonl").read_text().splitlines()]
+    assert rows[0]["reference"] == "five seven nine one"
+    assert rows[0]["hypothesis"] == "five seven nine zero"
+
+
+def test_evaluate_counts_what_failed(cli: Cli, manifest: Path) -> None:
+    with manifest.open("a") as file:
+        file.write('{"audio_filepath": "gone.wav", "duration": 1, "text": "one"}\n')
+    done = cli("evaluate", "digits", manifest)
+    assert done.returncode == 1
+    assert "gone.wav: no such file" in done.stderr
+    assert "1 of 3 utterances failed and are not in the figures" in done.stderr
+
+
+def test_evaluate_missing_manifest(cli: Cli) -> None:
+    done = cli("evaluate", "digits", "nosuch.jsonl")
+    assert done.returncode == 1
+    assert "no such manifest" in one_line(done.stderr)
+
+
+# --- doctor, summary, train ---
+
+
+def test_doctor_finds_faults(cli: Cli, manifest: Path) -> None:
+    assert cli("doctor", manifest).returncode == 0
+    with manifest.open("a") as file:
+        file.write('{"audio_filepath": "gone.wav", "duration": 1, "text": "one 1"}\n')
+    done = cli("doctor", manifest, "--json")
+    assert done.returncode == 1
+    kinds = {finding["kind"] for finding in json.loads(done.stdout)["findings"] if finding["level"] == "error"}
+    assert kinds == {"missing audio", "text outside alphabet"}
+
+
+CONFIG = "name: small\ndata: {train: train.jsonl, dev: dev.jsonl}\n"
+
+
+def test_summary_counts_parameters(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    done = cli("summary", "config.yaml", "network.layers=1", "network.hidden=64", "network.subsampling=1")
+    assert done.returncode == 0
+    lstm = 2 * 4 * 64 * (80 + 64 + 2) + 2 * 80  # both directions, and the layer norm before them
+    assert f"{lstm:,}" in done.stdout
+    assert "one frame each 10 ms; its convolutions see 25 ms" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["network.hiden=64"], "unknown setting 'network.hiden': did you mean 'hidden'?"),
+        (["network.dropout=1.5"], "network.dropout: expected a value < 1, got 1.5"),
+        (["network.cell=lsmt"], "network.cell: expected 'rnn_tanh', 'rnn_relu', 'gru' or 'lstm', got 'lsmt'"),
+        (["epochs"], "expected an override such as network.hidden=256, got 'epochs'"),
+        ([], "no such manifest"),
+    ],
+)
+def test_train_explains_bad_settings(cli: Cli, tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    done = cli("train", "config.yaml", *arguments)
+    assert done.returncode == 1
+    assert message in one_line(done.stderr)
+
+
+def test_missing_extra_names_the_remedy() -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['asr', 'summary', 'x']; import asr.cli; asr.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install 'asr[train]'" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("command", ["transcribe", "train", "evaluate", "export", "doctor", "summary"])
+def test_help_has_an_example(cli: Cli, command: str) -> None:
+    done = cli(command, "--help")
+    assert done.returncode == 0
+    assert f"Example: asr {command}" in done.stdout

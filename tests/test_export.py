@@ -1,0 +1,113 @@
+"""Export: the file computes what torch computes, at any length, and carries its card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from asr import Recognizer, audio
+from asr.training import checkpoint, config, export
+from asr.training.model import AcousticModel
+
+ALPHABET = " abc"
+
+
+def settings_of(**network: object) -> config.Config:
+    tree = {
+        "name": "tiny",
+        "licence": "CC0",
+        "data": {
+            "train": ["/somewhere/secret/train.jsonl"],
+            "dev": "/somewhere/secret/dev.jsonl",
+            "alphabet": ALPHABET,
+        },
+        "features": {"n_mels": 20},
+        "augment": {"noise": "/somewhere/secret/noise"},
+        "network": {"hidden": 16, "layers": 2, **network},
+    }
+    return config.parse(tree, "test")
+
+
+def saved(tmp_path: Path, settings: config.Config) -> tuple[AcousticModel, Path]:
+    torch.manual_seed(0)
+    model = AcousticModel(settings, 1 + len(ALPHABET))
+    model.fit([torch.randn(16000) * 0.1])
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, model.state_dict(), {"config": config.to_dict(settings), "training": {"epochs": 3}})
+    return model.eval(), path
+
+
+@pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu", "gru", "lstm"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_parity_at_every_length(tmp_path: Path, cell: str, bidirectional: bool) -> None:
+    model, path = saved(tmp_path, settings_of(cell=cell, bidirectional=bidirectional))
+    export.export(path, tmp_path / "m.onnx")
+    recognizer = Recognizer(tmp_path / "m.onnx")
+    rng = np.random.default_rng(0)
+    for count in (1, 2 * 640, 50 * 640, 51 * 640, 1000 * 640, 12345):
+        waveform = rng.normal(0, 0.1, count).astype(np.float32)
+        padded = audio.pad(waveform, model.receptive_field, model.frame_shift)
+        with torch.no_grad():
+            expected = model(torch.from_numpy(padded)[None])[0].numpy()
+        np.testing.assert_allclose(recognizer.log_probs(waveform), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [{"norm": "batch"}, {"norm": "none"}, {"projection": 8}, {"subsampling": 1}, {"subsampling": 2}],
+    ids=lambda network: "-".join(map(str, *network.items())),
+)
+def test_parity_of_every_option(tmp_path: Path, network: dict[str, object]) -> None:
+    _, path = saved(tmp_path, settings_of(**network))
+    export.export(path, tmp_path / "m.onnx")  # checks itself
+    assert Recognizer(tmp_path / "m.onnx").log_probs(np.zeros(16000, np.float32)).shape[1] == 1 + len(ALPHABET)
+
+
+def test_card(tmp_path: Path) -> None:
+    _, path = saved(tmp_path, settings_of())
+    export.export(path, tmp_path / "m.onnx", name="other")
+    card = Recognizer(tmp_path / "m.onnx").card
+    assert card["name"] == "other"
+    assert card["tokens"] == ["<blank>", *ALPHABET]
+    assert card["licence"] == "CC0"
+    assert card["training"] == {"epochs": 3}
+    assert card["config"]["network"]["hidden"] == 16
+    assert "secret" not in json.dumps(card)  # no path of the machine that trained it
+
+
+def test_refuses_a_graph_that_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, path = saved(tmp_path, settings_of())
+    load = onnx.load
+
+    def sabotaged(*args: object) -> onnx.ModelProto:
+        graph = load(*args)
+        bias = next(tensor for tensor in graph.graph.initializer if tensor.name == "network.output.1.bias")
+        bias.CopyFrom(
+            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32([0, 0, 0, 0, 0.1]), bias.name)
+        )
+        return graph
+
+    monkeypatch.setattr(onnx, "load", sabotaged)
+    with pytest.raises(export.ExportError, match="match torch within 0.0001 at 1 frames"):
+        export.export(path, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_output_exists(tmp_path: Path) -> None:
+    _, path = saved(tmp_path, settings_of())
+    (tmp_path / "m.onnx").write_text("mine")
+    with pytest.raises(export.ExportError, match="exists already"):
+        export.export(path, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_text() == "mine"
+    with pytest.raises(export.ExportError, match="cannot be written"):
+        export.export(path, tmp_path / "nowhere" / "m.onnx")
+
+
+def test_unfinished_run(tmp_path: Path) -> None:
+    with pytest.raises(checkpoint.CheckpointError, match="no finished model"):
+        export.export(tmp_path, tmp_path / "m.onnx")

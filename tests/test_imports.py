@@ -1,0 +1,81 @@
+"""The layering: who may import whom, and what runs without PyTorch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import asr
+
+PACKAGE = Path(asr.__file__).parent
+DATA = Path(__file__).parent / "data"
+
+# Module -> the modules of ours that it may import. Nothing here points upwards.
+ALLOWED = {
+    "errors": set(),
+    "text": {"errors"},
+    "tokens": {"errors"},
+    "audio": {"errors"},
+    "manifest": {"errors"},
+    "metrics": {"errors"},
+    "ctc": {"errors", "tokens"},
+    "transcript": {"errors", "tokens", "ctc"},
+    "doctor": {"errors", "audio", "manifest", "text", "tokens"},
+    "recognizer": {"errors", "audio", "ctc", "tokens", "transcript"},
+    "training": {"errors", "audio", "text", "tokens", "manifest", "metrics", "ctc", "training"},
+    "cli": None,  # the top: anything, but only inside its commands
+    "__main__": None,
+    "__init__": {"recognizer", "transcript"},
+}
+HEAVY = {"torch", "torchaudio", "lightning", "librosa", "matplotlib", "safetensors", "onnx", "tensorboard"}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file imports, wherever in it, as a dotted name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    relative = path.relative_to(PACKAGE)
+    module = relative.parts[0].removesuffix(".py")
+    found = imports(path)
+    if module != "training":
+        assert not {name.split(".")[0] for name in found} & HEAVY
+    allowed = ALLOWED[module]
+    if allowed is None:
+        return
+    ours = {name.split(".")[1] for name in found if name.startswith("asr.")} - {"__version__"}
+    assert ours <= allowed
+
+
+def test_runs_without_torch() -> None:
+    """Importing the package and its command line, and transcribing a file, with everything heavy made unimportable."""
+    script = f"""
+import sys
+for name in {sorted(HEAVY)}:
+    sys.modules[name] = None
+import asr, asr.cli
+from asr import Recognizer
+print(Recognizer("digits").transcribe({str(DATA / "connected_digits.flac")!r}).text)
+sys.argv = ["asr", "transcribe", {str(DATA / "7_jackson_0.wav")!r}]
+asr.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["five seven nine zero", "seven"]
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    script = "import sys, asr; print([m for m in ('numpy', 'onnxruntime', 'soundfile', 'typer') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

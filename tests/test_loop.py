@@ -1,0 +1,831 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from rich.console import Console
+from safetensors import safe_open
+
+from asr.manifest import ManifestError, Utterance, write
+from asr.metrics import Scored
+from asr.training import augment, checkpoint, config, loop, plots
+from asr.training.data import Batch, Corpus, Item
+from asr.training.loop import TrainingError, rate
+
+TONES_HZ = {"a": 400, "b": 1100, "c": 2600}
+TEXTS = ["a", "b", "c", "ab", "bc", "ca", "abc", "cab", "bca", "acb", "cba", "bac", "aba", "bcb", "cac", "babc"]
+QUIET = Console(quiet=True)
+
+
+def say(text: str, seed: int) -> np.ndarray:
+    """A tone for each letter, 0.1 to 0.2 s long, in a little noise."""
+    rng = np.random.default_rng(seed)
+    parts = [np.zeros(1600)]
+    for letter in text:
+        t = np.arange(rng.integers(1600, 3200)) / 16000
+        parts += [0.3 * np.sin(2 * np.pi * TONES_HZ[letter] * t), np.zeros(800)]
+    waveform = np.concatenate(parts)
+    return waveform + rng.normal(0, 0.003, len(waveform))
+
+
+def make_corpus(folder: Path, texts: Sequence[str] = TEXTS, name: str = "train") -> Path:
+    utterances = []
+    for number, text in enumerate(texts):
+        waveform = say(text, number)
+        path = folder / f"{name}{number:02d}.wav"
+        soundfile.write(path, waveform, 16000)
+        utterances.append(Utterance(path, len(waveform) / 16000, text))
+    write(folder / f"{name}.jsonl", utterances)
+    return folder / f"{name}.jsonl"
+
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "epochs": 3,
+    "ema": 0.9,
+    "average": {"kind": "best", "n": 2},
+    "data": {"alphabet": " abc"},
+    "features": {"n_mels": 20},
+    "network": {"cell": "gru", "layers": 1, "hidden": 8, "dropout": 0.1, "subsampling": 2, "conv_channels": 2},
+    "augment": {
+        "speed": [0.9, 1.0, 1.1],
+        "gain_db": [-6, 6],
+        # A start above any CER: masks from the second epoch on.
+        "spec_augment": {"start_cer": 9.0, "freq_width": 3, "time_width": 5},
+    },
+    "batch": {"max_utterances": 4},
+    "optimiser": {"lr": 0.01},
+}
+
+
+def merge(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """tree with `section__key=value` or `key=value` laid over it."""
+    merged = json.loads(json.dumps(tree))
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        node = merged
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return merged
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("corpus")
+    return {"train": str(make_corpus(folder)), "dev": str(make_corpus(folder, ["ab", "c", "cab", "bca"], "dev"))}
+
+
+@pytest.fixture
+def settings(corpus: dict[str, str]) -> Callable[..., config.Config]:
+    def of(**changes: Any) -> config.Config:
+        paths = {"data__train": [corpus["train"]], "data__dev": corpus["dev"]}
+        return config.parse(merge(TINY, paths | changes), "test")
+
+    return of
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "curves", lambda run: None)
+    monkeypatch.setattr(plots, "gradients", lambda run: None)
+
+
+def train(chosen: config.Config, run: Path, **options: Any) -> loop.Outcome:
+    return loop.train(chosen, run, **{"device": "cpu", "threads": 1, "console": QUIET} | options)
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The log's rows without what the clock says."""
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def epochs_of(run: Path) -> list[dict[str, Any]]:
+    return [row for row in read_log(run) if "dev_loss" in row]
+
+
+def assert_same_training(run: Path, reference: Path) -> None:
+    assert read_log(run) == read_log(reference)
+    for name in ("model.safetensors", "last.safetensors"):
+        got, expected = checkpoint.load(run / name)[0], checkpoint.load(reference / name)[0]
+        assert got.keys() == expected.keys()
+        for key in expected:
+            assert torch.equal(got[key], expected[key]), f"{name}: {key}"
+    epoch_files = [{file.name for file in folder.glob("epoch-*")} for folder in (run, reference)]
+    assert epoch_files[0] == epoch_files[1]
+    assert not list(run.glob("*.part"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, corpus: dict[str, str]) -> tuple[Path, config.Config]:
+    """A training that nothing interrupted. 3 epochs of 4 steps."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    tree = merge(TINY, {"data__train": [corpus["train"]], "data__dev": corpus["dev"], "checkpoint_minutes": 0})
+    chosen = config.parse(tree, "test")
+    assert train(chosen, run).finished
+    return run, chosen
+
+
+# --- learning ---
+
+
+def test_it_learns_four_utterances_by_heart(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+    path = str(make_corpus(tmp_path, ["ab", "bca", "c", "acb"]))
+    chosen = settings(
+        data__train=[path],
+        data__dev=path,
+        epochs=40,
+        ema=0.0,
+        network__hidden=16,
+        network__dropout=0.0,
+        augment={"spec_augment": None},
+        optimiser__lr=0.02,
+        average=None,
+        batch__max_utterances=2,
+    )
+    outcome = train(chosen, tmp_path / "run")
+    losses = [row["train_loss"] for row in epochs_of(tmp_path / "run")]
+    assert losses[-1] < 0.1 * losses[0]
+    assert outcome.finished
+    assert (outcome.cer, outcome.wer) == (0.0, 0.0)
+    model, *_ = checkpoint.load_model(tmp_path / "run")
+    assert model.std.min() > 0.01  # features were fitted
+
+
+def test_loss_falls_with_augmentation_and_ema(finished: tuple[Path, config.Config]) -> None:
+    losses = [row["train_loss"] for row in epochs_of(finished[0])]
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(map(math.isfinite, losses))
+
+
+# --- the run folder ---
+
+
+def test_run_folder(finished: tuple[Path, config.Config]) -> None:
+    run, chosen = finished
+    names = {file.name for file in run.iterdir()}
+    kept = {name for name in names if name.startswith("epoch-")}
+    assert names - kept == {
+        "config.yaml",
+        "curves.png",
+        "dev_report.json",
+        "dev_report.txt",
+        "gradients.png",
+        "last.safetensors",
+        "log.jsonl",
+        "model.safetensors",
+        "tensorboard",
+    }
+    resolved = yaml.safe_load((run / "config.yaml").read_text())
+    assert config.parse(resolved, "test") == chosen
+    assert resolved["optimiser"]["clip_norm"] == 5.0  # defaults are written out
+    for name in ("curves.png", "gradients.png"):
+        assert (run / name).read_bytes().startswith(b"\x89PNG")
+    report = json.loads((run / "dev_report.json").read_text())
+    summary = checkpoint.load_model(run)[3]["training"]
+    assert f"{summary['dev_wer']:.4f}" in json.dumps(report) or summary["dev_wer"] in _numbers(report)
+    assert (run / "dev_report.txt").read_text().strip()
+    assert summary["epochs"] == 3
+    assert summary["weights"] in ("best epoch", "average of 2 epochs")
+    assert summary["parameters"] == sum(p.numel() for p in checkpoint.load_model(run)[0].parameters())
+
+
+def _numbers(tree: Any) -> list[float]:
+    if isinstance(tree, dict):
+        return [number for value in tree.values() for number in _numbers(value)]
+    if isinstance(tree, list):
+        return [number for value in tree for number in _numbers(value)]
+    return [tree] if isinstance(tree, int | float) else []
+
+
+def test_log(finished: tuple[Path, config.Config]) -> None:
+    rows = read_log(finished[0])
+    steps, epochs = [row for row in rows if "layers" in row], [row for row in rows if "dev_loss" in row]
+    assert [row["step"] for row in steps] == [0, loop.LOG_EVERY]
+    assert [row["epoch"] for row in epochs] == [0, 1, 2]
+    # "layers.0" is the normalisation before the two directions.
+    layers = {"conv.0", "layers.0", "layers.0.directions.0", "layers.0.directions.1", "output.0", "output.1"}
+    for row in steps:
+        assert set(row["layers"]) == layers
+        # The layers' norms make up the whole.
+        assert math.hypot(*row["layers"].values()) == pytest.approx(row["gradient_norm"], rel=1e-4)
+
+
+def test_tensorboard(finished: tuple[Path, config.Config]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished[0] / "tensorboard")).Reload()
+    epochs = epochs_of(finished[0])
+    dev = events.Scalars("dev_loss")
+    assert [(event.step, event.value) for event in dev] == [
+        (4 * row["epoch"] + 3, pytest.approx(row["dev_loss"])) for row in epochs
+    ]
+    assert len(events.Scalars("layers/layers.0.directions.1")) == 2
+
+
+# --- resuming ---
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it."""
+
+
+# Number of the write, and where in it. 3 epochs of 4 steps, a checkpoint after each step and each epoch, weights
+# after each epoch: steps 0-3, epoch 1, last; 6-9, epoch 2, last; 12-15, epoch 3, last; the model.
+KILLS = [
+    (0, "before"),
+    (0, "within"),
+    (3, "before"),
+    (4, "after"),
+    (5, "before"),
+    (7, "within"),
+    (15, "before"),
+    (18, "before"),
+]
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_killed_at_any_write_it_ends_the_same(
+    tmp_path: Path, finished: tuple[Path, config.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, chosen = finished
+    real = checkpoint.save
+    for number, (write_number, moment) in enumerate(KILLS):
+        left = write_number
+
+        def save(path: Path, *rest: Any, moment: str = moment) -> None:
+            nonlocal left
+            if left:
+                left -= 1
+                real(path, *rest)
+                return
+            if moment == "within":
+                path.with_name(path.name + ".part").write_bytes(b"half a check")
+            if moment == "after":
+                real(path, *rest)
+            raise Killed
+
+        run = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save", save)
+            with pytest.raises(Killed):
+                train(chosen, run)
+        train(chosen, run, resume=True)
+        assert_same_training(run, reference)
+
+
+def steps_done(run: Path) -> int:
+    try:
+        with safe_open(run / "last.safetensors", framework="pt") as file:
+            return int(json.loads(file.metadata()["asr"])["progress"]["step"])
+    except FileNotFoundError:
+        return -1
+
+
+def start(run: Path, config_file: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "asr", "train", str(config_file), "--run", str(run), "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen([*command, "--threads", "1", *options], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_kill_and_ctrl_c_of_a_process(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+    # Steps enough that a signal finds the training at work.
+    chosen = settings(epochs=8, checkpoint_minutes=0, average__kind="last")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict(chosen)))
+    run, reference = tmp_path / "run", tmp_path / "reference"
+
+    process = start(run, tmp_path / "config.yaml")
+    wait_for(lambda: steps_done(run) >= 5, process)
+    process.kill()
+    process.communicate()
+    killed_at = steps_done(run)
+
+    process = start(run, tmp_path / "config.yaml", "--resume")
+    wait_for(lambda: steps_done(run) >= killed_at + 4, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130, said
+    assert "and saved; the same command with --resume goes on from there" in said
+    stopped_at = steps_done(run)
+    assert killed_at < stopped_at < 32
+    assert not (run / "model.safetensors").exists()
+
+    train(chosen, run, resume=True)
+    train(chosen, reference)
+    assert_same_training(run, reference)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_resuming_a_finished_training_changes_nothing(
+    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, run = settings(epochs=1), tmp_path / "run"
+    first = train(chosen, run)
+    before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    monkeypatch.setattr(loop._Session, "_step", lambda *_, **__: pytest.fail("a step was taken"))
+    assert train(chosen, run, resume=True) == first
+    after = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    assert before == after
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_resume_without_a_checkpoint_starts_and_says_so(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+    with (tmp_path / "said").open("w") as file:
+        outcome = train(settings(epochs=1), tmp_path / "run", resume=True, console=Console(file=file, width=40))
+    assert outcome.finished
+    assert "holds no checkpoint yet; starting from the beginning" in (tmp_path / "said").read_text()
+
+
+# --- every network, both precisions ---
+
+NETWORKS = [
+    (cell, directions, norm, precision)
+    for number, (cell, directions) in enumerate(
+        (cell, directions) for cell in ("rnn_tanh", "rnn_relu", "gru", "lstm") for directions in (1, 2)
+    )
+    # Each cell meets each norm in both precisions, the directions taking turns.
+    for turn, (norm, precision) in enumerate(
+        (norm, precision) for norm in ("none", "layer", "batch") for precision in ("32-true", "bf16-mixed")
+    )
+    if (number + turn // 2 + turn) % 2
+]
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize(("cell", "directions", "norm", "precision"), NETWORKS)
+def test_every_network_trains(
+    tmp_path: Path,
+    settings: Callable[..., config.Config],
+    cell: str,
+    directions: int,
+    norm: str,
+    precision: str,
+) -> None:
+    chosen = settings(
+        epochs=1,
+        network__cell=cell,
+        network__bidirectional=directions == 2,
+        network__norm=norm,
+        precision=precision,
+        batch__max_utterances=8,
+    )
+    assert train(chosen, tmp_path / "run").finished
+    rows = read_log(tmp_path / "run")
+    assert all(math.isfinite(number) for row in rows for number in _numbers(row))
+    directions_logged = [layer for layer in rows[0]["layers"] if "directions" in layer]
+    assert len(directions_logged) == directions
+    assert all(rows[0]["layers"][layer] > 0 for layer in directions_logged)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_cuda(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+    assert train(settings(epochs=1, precision="bf16-mixed"), tmp_path / "run", device="cuda").finished
+    assert all(math.isfinite(number) for row in read_log(tmp_path / "run") for number in _numbers(row))
+    assert checkpoint.load_model(tmp_path / "run")[3]["training"]["device"] == "cuda"
+
+
+# --- schedules ---
+
+
+def optimiser(**changes: Any) -> config.Optimiser:
+    return config.Optimiser(**{"warmup": 0.2, "final": 0.1} | changes)
+
+
+def test_cosine() -> None:
+    settings = optimiser(schedule="cosine")
+    assert rate(settings, 0.0) == pytest.approx(1e-3)
+    assert rate(settings, 0.1) == pytest.approx(0.5)
+    assert rate(settings, 0.2) == pytest.approx(1.0)
+    assert rate(settings, 0.6) == pytest.approx(0.55)  # half way between the peak and the final rate
+    assert rate(settings, 0.4) == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
+    assert rate(settings, 1.0) == pytest.approx(0.1)
+
+
+def test_one_cycle() -> None:
+    settings = optimiser(schedule="one_cycle")
+    assert rate(settings, 0.0) == pytest.approx(1 / 25)
+    assert rate(settings, 0.1) == pytest.approx((1 / 25 + 1) / 2)
+    assert rate(settings, 0.05) < 0.5 * (rate(settings, 0.0) + rate(settings, 0.1))  # starts flat
+    assert rate(settings, 0.2) == pytest.approx(1.0)
+    assert rate(settings, 0.6) == pytest.approx(0.55)
+    assert rate(settings, 1.0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "constant"])
+def test_flat_schedules(schedule: str) -> None:
+    settings = optimiser(schedule=schedule)
+    assert [rate(settings, x) for x in (0.1, 0.2, 0.5, 1.0)] == pytest.approx([0.5, 1, 1, 1])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle", "plateau", "constant"])
+def test_no_warmup_starts_at_the_peak(schedule: str) -> None:
+    assert rate(optimiser(schedule=schedule, warmup=0.0), 0.0) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle", "plateau", "constant"])
+def test_rates_rise_and_then_never_rise_again(schedule: str) -> None:
+    rates = [rate(optimiser(schedule=schedule), step / 100) for step in range(101)]
+    assert rates[:21] == sorted(rates[:21])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert min(rates) > 0
+    assert max(rates) == pytest.approx(1.0)
+
+
+def test_rates_in_the_log_are_the_schedules(finished: tuple[Path, config.Config]) -> None:
+    run, chosen = finished
+    for row in (row for row in read_log(run) if "lr" in row):
+        assert row["lr"] == pytest.approx(0.01 * rate(chosen.optimiser, row["step"] / 12))
+
+
+# --- what dev errors decide: an evaluation that follows a script ---
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, no_plots: None) -> Callable[..., None]:
+    """Make the evaluations give these dev losses and character error rates, the last one for ever."""
+
+    def follow(losses: Sequence[float] = (1.0,), cers: Sequence[float] = (1.0,)) -> None:
+        calls = iter(range(1000))
+
+        def evaluate(session: Any, corpus: Corpus) -> tuple[list[Scored], float]:
+            call = next(calls)
+            state = cers[min(call, len(cers) - 1)]
+            return [Scored(str(state), "a b", "a b")], losses[min(call, len(losses) - 1)]
+
+        monkeypatch.setattr(loop._Session, "evaluate", evaluate)
+        monkeypatch.setattr(loop, "_rates", lambda scored: (float(scored[0].id), float(scored[0].id)))
+
+    return follow
+
+
+def test_plateau_halves_the_rate_when_the_dev_loss_stalls(
+    tmp_path: Path, settings: Callable[..., config.Config], script: Callable[..., None]
+) -> None:
+    script(losses=[3.0, 2.0, 2.0, 2.5, 2.1, 2.2, 1.0, 1.1])
+    optimiser = {"optimiser__schedule": "plateau", "optimiser__plateau_patience": 1, "optimiser__warmup": 0}
+    chosen = settings(epochs=8, batch__max_utterances=16, batch__seconds=1000, **optimiser)
+    train(chosen, tmp_path / "run")
+    # Stalled for more than one epoch after the fourth, and again, counted anew, after the sixth; then it improves.
+    assert [row["lr_scale"] for row in epochs_of(tmp_path / "run")] == [1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_other_schedules_do_not_halve(
+    tmp_path: Path, settings: Callable[..., config.Config], script: Callable[..., None], schedule: str
+) -> None:
+    script(losses=[1.0, 2.0])
+    train(settings(epochs=4, optimiser__schedule=schedule, optimiser__plateau_patience=0), tmp_path / "run")
+    assert {row["lr_scale"] for row in epochs_of(tmp_path / "run")} == {1.0}
+
+
+def test_halved_rate_is_used(
+    tmp_path: Path, settings: Callable[..., config.Config], script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    script(losses=[1.0, 2.0])
+    halving = {"optimiser__schedule": "plateau", "optimiser__plateau_patience": 0, "optimiser__warmup": 0}
+    train(settings(epochs=3, **halving), tmp_path / "run")
+    rates = {row["epoch"]: row["lr"] for row in read_log(tmp_path / "run") if "lr" in row}
+    assert rates == {0: 0.01, 1: 0.01, 2: 0.005}
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 4), (2, 7), (None, 9)])
+def test_early_stopping(
+    tmp_path: Path,
+    settings: Callable[..., config.Config],
+    script: Callable[..., None],
+    patience: int | None,
+    epochs: int,
+) -> None:
+    script(cers=[0.9, 0.8, 0.7, 0.7, 0.6, 0.6, 0.65, 0.1, 0.1])
+    train(settings(epochs=9, patience=patience, batch__max_utterances=16), tmp_path / "run")
+    assert len(epochs_of(tmp_path / "run")) == epochs
+
+
+CERS = [0.5, 0.3, 0.6, 0.2, 0.4, 0.45]
+
+
+@pytest.mark.parametrize(
+    ("average", "kept"),
+    [
+        ({"kind": "best", "n": 3}, [2, 4, 5]),
+        ({"kind": "last", "n": 2}, [4, 5, 6]),  # and the best
+        ({"kind": "last", "n": 50}, [1, 2, 3, 4, 5, 6]),
+        (None, [4]),
+    ],
+)
+def test_epoch_files_that_are_kept(
+    tmp_path: Path,
+    settings: Callable[..., config.Config],
+    script: Callable[..., None],
+    average: dict[str, Any] | None,
+    kept: list[int],
+) -> None:
+    script(cers=CERS)
+    train(settings(epochs=6, average=average, batch__max_utterances=16), tmp_path / "run")
+    files = sorted(file.name for file in (tmp_path / "run").glob("epoch-*"))
+    assert files == [f"epoch-{number:04d}.safetensors" for number in kept]
+
+
+@pytest.mark.parametrize(("of_average", "chosen_weights"), [(0.1, "average of 2 epochs"), (0.2, "best epoch")])
+def test_average_is_kept_only_if_better(
+    tmp_path: Path,
+    settings: Callable[..., config.Config],
+    script: Callable[..., None],
+    of_average: float,
+    chosen_weights: str,
+) -> None:
+    run = tmp_path / "run"
+    script(cers=[0.5, 0.3, 0.2, 0.2, of_average])  # three epochs, the best one again, the average
+    assert train(settings(epochs=3), run).cer == of_average
+    tensors, state = checkpoint.load(run / "model.safetensors")
+    assert state["training"]["weights"] == chosen_weights
+    best, mean = (
+        checkpoint.load(run / "epoch-0003.safetensors")[0],
+        checkpoint.average([run / f"epoch-000{number}.safetensors" for number in (2, 3)]),
+    )
+    for name, tensor in (mean if of_average < 0.2 else best).items():
+        assert torch.equal(tensors[name], tensor)
+
+
+def test_spec_augment_waits_for_its_threshold(
+    tmp_path: Path, settings: Callable[..., config.Config], script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(cers=[1.0, 0.7, 0.69, 0.9])
+    masked: list[int] = []
+    real, real_step = augment.spec_augment, loop._Session._step
+    epoch = -1
+
+    def step(session: Any, batch: Batch, share: float) -> None:
+        nonlocal epoch
+        epoch = session.state.epoch
+        real_step(session, batch, share)
+
+    def spec_augment(features: torch.Tensor, settings: config.SpecAugment) -> torch.Tensor:
+        masked.append(epoch)
+        return real(features, settings)
+
+    monkeypatch.setattr(loop._Session, "_step", step)
+    monkeypatch.setattr(augment, "spec_augment", spec_augment)
+    train(settings(epochs=5, augment__spec_augment__start_cer=0.7), tmp_path / "run")
+    assert masked == [3] * 4 + [4] * 4  # 4 steps an epoch; once on, it stays on; never in evaluation
+
+
+# --- order, averages ---
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_first_epochs_are_in_order_of_length(
+    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest: dict[int, list[int]] = {}
+    real = Corpus.load
+
+    def load(corpus: Corpus, items: Sequence[Item], epoch: int) -> Batch:
+        batch = real(corpus, items, epoch)
+        if corpus._training:
+            longest.setdefault(epoch, []).append(batch.waveforms.shape[1])
+        return batch
+
+    monkeypatch.setattr(Corpus, "load", load)
+    train(settings(epochs=3, sortagrad_epochs=2, batch__max_utterances=2), tmp_path / "run")
+    assert [len(lengths) for lengths in longest.values()] == [8, 8, 8]
+    ordered = [lengths == sorted(lengths) for lengths in longest.values()]
+    assert ordered == [True, True, False]
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_moving_average_of_the_weights(
+    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history: list[dict[str, torch.Tensor]] = []
+    evaluated: list[torch.Tensor] = []
+    real, real_evaluate = loop._Session._update_ema, loop._Session.evaluate
+
+    def weights(session: Any) -> dict[str, torch.Tensor]:
+        return {name: value.clone() for name, value in session.model.state_dict().items()}
+
+    def update(session: Any) -> None:
+        history.append(weights(session))
+        real(session)
+
+    def evaluate(session: Any, corpus: Corpus) -> Any:
+        evaluated.append(weights(session)["network.output.1.weight"])
+        return real_evaluate(session, corpus)
+
+    monkeypatch.setattr(loop._Session, "_update_ema", update)
+    monkeypatch.setattr(loop._Session, "evaluate", evaluate)
+    chosen = settings(epochs=1, ema=0.3, network__norm="batch")
+    train(chosen, tmp_path / "run")
+    ema = checkpoint.load(tmp_path / "run" / "epoch-0001.safetensors")[0]
+    last = checkpoint.load(tmp_path / "run" / "last.safetensors")[0]
+
+    torch.manual_seed(chosen.seed)
+    expected = loop.AcousticModel(chosen, 5).state_dict()["network.output.1.weight"].clone()
+    for decay, one in zip([1 / 10, 2 / 11, 3 / 12, 0.3], history, strict=True):
+        expected = decay * expected + (1 - decay) * one["network.output.1.weight"]
+    torch.testing.assert_close(ema["network.output.1.weight"], expected)
+    torch.testing.assert_close(evaluated[0], expected)  # dev errors are those of the average
+    assert torch.equal(last["model|network.output.1.weight"], history[-1]["network.output.1.weight"])
+    assert ema["network.layers.0.norm.norm.num_batches_tracked"].item() == 4
+    assert torch.equal(ema["mean"], last["model|mean"])
+
+
+# --- what goes wrong ---
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_loss_that_is_not_finite_names_its_utterance(
+    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Corpus.load
+
+    def load(corpus: Corpus, items: Sequence[Item], epoch: int) -> Batch:
+        batch = real(corpus, items, epoch)
+        if "train05" in batch.ids and epoch == 1:
+            batch.waveforms[batch.ids.index("train05")] = float("nan")
+        return batch
+
+    monkeypatch.setattr(Corpus, "load", load)
+    chosen = settings()
+    with pytest.raises(TrainingError, match=r"the loss at step \d+ is not finite; utterances: train05\. Listen"):
+        train(chosen, tmp_path / "run")
+    assert steps_done(tmp_path / "run") == 4  # the last good state is there
+    monkeypatch.undo()
+    assert train(chosen, tmp_path / "run", resume=True, device="cpu").finished
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_gradient_that_is_not_finite(
+    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
+    with pytest.raises(TrainingError, match="the gradient at step 0 is not finite; utterances: train"):
+        train(settings(), tmp_path / "run")
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_skipped_utterances_are_listed_with_reasons(
+    tmp_path: Path, settings: Callable[..., config.Config], corpus: dict[str, str]
+) -> None:
+    soundfile.write(tmp_path / "short.wav", np.zeros(1600), 16000)
+    rows = [
+        {"audio_filepath": corpus["train"].replace("train.jsonl", "train00.wav"), "duration": 0.3, "text": "xyz"},
+        {"audio_filepath": str(tmp_path / "short.wav"), "duration": 0.1, "text": "abcabcabc"},
+        {"audio_filepath": str(tmp_path / "none.wav"), "duration": 1.0, "text": "abc"},
+    ]
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = settings(epochs=1, data__train=[corpus["train"], str(tmp_path / "bad.jsonl")])
+    with (tmp_path / "said").open("w") as file:
+        train(chosen, tmp_path / "run", console=Console(file=file, width=40))
+    listed = [json.loads(line) for line in (tmp_path / "run" / "skipped_train.jsonl").read_text().splitlines()]
+    reasons = {row["id"]: row["reason"] for row in listed}
+    assert reasons.keys() == {"train00", "short", "none"}
+    assert "'x'" in reasons["train00"]
+    assert "CTC needs 9 frames" in reasons["short"]
+    assert "none.wav" in reasons["none"]
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("train: 16 utterances")  # no leftovers of a progress bar
+    assert "3 skipped, listed with reasons in" in said
+    assert not (tmp_path / "run" / "skipped_dev.jsonl").exists()
+
+
+def test_all_skipped(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+    with pytest.raises(TrainingError, match=r"train: none of 16 utterances can be used; the first, train00: .*'a'"):
+        train(settings(data__alphabet="xyz"), tmp_path / "run")
+    # Nothing has been trained: with better settings, the same folder serves.
+    with pytest.raises(TrainingError, match="the first, train00"):
+        train(settings(data__alphabet="uvw"), tmp_path / "run")
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["alphabet"] == "uvw"
+
+
+def test_folder_that_holds_a_training(finished: tuple[Path, config.Config]) -> None:
+    run, chosen = finished
+    before = (run / "log.jsonl").read_bytes()
+    with pytest.raises(TrainingError, match="already holds a training; continue it with --resume, or give another"):
+        train(chosen, run)
+    assert (run / "log.jsonl").read_bytes() == before
+
+
+def test_changed_settings_are_named(
+    finished: tuple[Path, config.Config], settings: Callable[..., config.Config]
+) -> None:
+    changed = settings(network__hidden=9, ema=0.0, checkpoint_minutes=0)
+    with pytest.raises(TrainingError, match=r"but these differ: ema, network\.hidden; put them back"):
+        train(changed, finished[0], resume=True)
+    without = settings(augment__spec_augment=None, checkpoint_minutes=0)
+    with pytest.raises(TrainingError, match=r"these differ: augment\.spec_augment; put"):
+        train(without, finished[0], resume=True)
+
+
+@pytest.mark.parametrize("contents", [None, "a: [", b"\xff\xfe\x00"])
+def test_settings_of_the_folder_that_cannot_be_read(
+    tmp_path: Path, settings: Callable[..., config.Config], contents: str | bytes | None
+) -> None:
+    (tmp_path / "log.jsonl").touch()
+    if contents is not None:
+        (tmp_path / "config.yaml").write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+    with pytest.raises(TrainingError, match=r"config\.yaml: expected the settings of this training, cannot read them"):
+        train(settings(), tmp_path, resume=True)
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    for run in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(TrainingError, match="the run folder cannot be written"):
+            train(settings(), run)
+
+
+def test_full_disk_in_the_log(
+    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop._Log, "write", full)
+    with pytest.raises(
+        TrainingError, match="cannot be written: No space left on device; free some space, then go on with --resume"
+    ):
+        train(settings(), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["train", "dev"])
+def test_manifests_missing_or_empty(tmp_path: Path, settings: Callable[..., config.Config], name: str) -> None:
+    path = tmp_path / "none.jsonl"
+    changes = {f"data__{name}": [str(path)] if name == "train" else str(path)}
+    with pytest.raises(ManifestError, match=r"none\.jsonl: no such manifest"):
+        train(settings(**changes), tmp_path / "run")
+    path.write_text("\n")
+    with pytest.raises(ManifestError, match=r"none\.jsonl: expected one JSON object a line, got an empty file"):
+        train(settings(**changes), tmp_path / "run")
+
+
+def test_cuda_that_is_not_there(
+    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TrainingError, match="expected a CUDA device, found none; use --device cpu"):
+        train(settings(), tmp_path / "run", device="cuda")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_device(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+    with pytest.raises(TrainingError, match="expected --device auto, cpu or cuda, got 'gpu'"):
+        train(settings(), tmp_path / "run", device="gpu")
+
+
+# --- several processes ---
+
+
+@pytest.mark.parametrize(("batches", "world"), [(8, 2), (7, 3), (1, 4), (2, 5)])
+def test_every_process_gets_as_many_batches(batches: int, world: int) -> None:
+    plan = [[number] for number in range(batches)]
+    shares = [loop._share(plan, rank, world) for rank in range(world)]
+    assert {len(share) for share in shares} == {math.ceil(batches / world)}
+    assert {item[0] for share in shares for item in share} == set(range(batches))
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(
+    tmp_path: Path, settings: Callable[..., config.Config]
+) -> None:
+    plain = {"augment": {"spec_augment": None}, "network__dropout": 0.0, "sortagrad_epochs": 2, "epochs": 2}
+    two, one = settings(batch__max_utterances=2, **plain), settings(batch__max_utterances=4, **plain)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict(two)))
+    arguments = ["--run", str(tmp_path / "two"), "--device", "cpu", "--threads", "1"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*torchrun, "-m", "--", "asr", "train", str(tmp_path / "config.yaml"), *arguments],
+        check=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    train(one, tmp_path / "one")
+    assert [row["step"] for row in read_log(tmp_path / "two") if "lr" in row] == [0]  # one log, not two
+    for got, expected in zip(epochs_of(tmp_path / "two"), epochs_of(tmp_path / "one"), strict=True):
+        assert got["dev_loss"] == pytest.approx(expected["dev_loss"], rel=1e-3)
+    got, expected = (checkpoint.load(tmp_path / name / "last.safetensors")[0] for name in ("two", "one"))
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-2, atol=1e-4)
+    assert checkpoint.load_model(tmp_path / "two")
+    with pytest.raises(TrainingError, match="began with 2 processes, got 1"):
+        train(two, tmp_path / "two", resume=True)
