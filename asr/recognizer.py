@@ -1,8 +1,10 @@
-"""An ONNX file -> Transcript. onnxruntime and NumPy only."""
+"""An ONNX file -> Transcript, of audio of any length. onnxruntime and NumPy only."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,16 @@ import onnxruntime
 
 from asr import audio, ctc
 from asr.errors import AsrError
-from asr.tokens import Tokens
-from asr.transcript import Transcript, words_of
+from asr.tokens import BLANK, Tokens
+from asr.transcript import Transcript, Word, words_of
 
 SCHEMA = 1  # the newest metadata that this version understands
 DEFAULT_MODEL = "digits"
-MAX_S = 20 * 60.0  # one pass of the network over more would need several gigabytes
-_MODELS = Path(__file__).parent / "models"
+MAX_S = 20 * 60.0  # in one pass of the network; more would need gigabytes
+_WINDOW_S = 30.0  # of a long recording, in each pass
+_CONTEXT_S = 2.0  # heard on either side of the frames that a pass contributes
+_MIN_PAUSE_S = 0.3  # a cut is made within at least so much silence, if there is any
+_BUNDLED = Path(__file__).parent / "models"
 
 
 class ModelError(AsrError):
@@ -27,7 +32,7 @@ class ModelError(AsrError):
 class Recognizer:
     """A trained recogniser, loaded from one file. Safe to share between threads.
 
-    model:   path of an ONNX file, or the name of a bundled model; the bundled default if not given.
+    model:   path of an ONNX file, or the name of a model in the user's folder or in the package; the default if not given.
     beam:    prefixes kept by the beam search; 1 is greedy decoding.
     threads: of onnxruntime; its own choice if not given.
     raises:  ModelError.
@@ -42,6 +47,7 @@ class Recognizer:
         path = find_model(model)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads sleep
         if threads:
             options.intra_op_num_threads = threads
         try:
@@ -55,6 +61,7 @@ class Recognizer:
         self.name: str = self.card["name"]
         self.tokens = Tokens(self.card["tokens"])
         self.frame_shift_s: float = self.card["frame_shift"] / audio.SAMPLE_RATE
+        self._space = self.tokens.encode(" ")[0] if " " in self.tokens.symbols else BLANK
         self.beam = beam
 
     def log_probs(self, waveform: np.ndarray) -> np.ndarray:
@@ -73,6 +80,9 @@ class Recognizer:
             raise audio.AudioError(
                 f"expected at most {MAX_S / 60:.0f} minutes of audio, got {minutes:.1f}; cut it into shorter files"
             )
+        return self._run(waveform)
+
+    def _run(self, waveform: np.ndarray) -> np.ndarray:
         padded = audio.pad(waveform, self.card["receptive_field"], self.card["frame_shift"])
         return np.asarray(self._session.run(["log_probs"], {"waveform": padded[None]})[0][0])
 
@@ -86,28 +96,100 @@ class Recognizer:
         if isinstance(source, np.ndarray):
             if sample_rate is None:
                 raise audio.AudioError("expected the sample rate with an array of samples: transcribe(samples, 16000)")
-            waveform = audio.as_waveform(source, sample_rate)
+            blocks: Iterable[np.ndarray] = [audio.as_waveform(source, sample_rate)]
         else:
-            waveform = audio.read(source)
-        log_probs = self.log_probs(waveform)
-        best = ctc.greedy(log_probs) if self.beam == 1 else ctc.beam(log_probs, self.beam)[0]
-        spans = ctc.align(log_probs, best.token_ids)
-        words = words_of(zip(best.token_ids, spans, strict=True), self.tokens, self.frame_shift_s)
+            blocks = audio.blocks(source)
+        return self.transcribe_blocks(blocks)
+
+    def transcribe_blocks(self, blocks: Iterable[np.ndarray]) -> Transcript:
+        """The text of a recording of any length that arrives in pieces, (n,) float32 at 16 kHz, in bounded memory."""
+        words: list[Word] = []
+        samples = 0
+
+        def counted() -> Iterator[np.ndarray]:
+            nonlocal samples
+            for block in blocks:
+                samples += len(block)
+                yield block
+
+        for first_frame, log_probs in self._stretches(counted()):
+            best = ctc.greedy(log_probs) if self.beam == 1 else ctc.beam(log_probs, self.beam)[0]
+            spans = zip(best.token_ids, ctc.align(log_probs, best.token_ids), strict=True)
+            words += words_of(spans, self.tokens, self.frame_shift_s, first_frame * self.frame_shift_s)
         text = " ".join(word.text for word in words)
-        return Transcript(text, words, len(waveform) / audio.SAMPLE_RATE, self.name)
+        return Transcript(text, tuple(words), samples / audio.SAMPLE_RATE, self.name)
+
+    def _stretches(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+        """The recording's log-probabilities from pause to pause: the number of the first frame, and (T, V).
+
+        The network hears a window at a time, with context on either side whose frames are left to the neighbours. What
+        lies between two cuts is joined before it is decoded, so that only a cut can divide a word, and a cut is in the
+        longest pause. Without any pause, it is in the frame most surely blank.
+        """
+        shift = int(self.card["frame_shift"])
+        window, context = (round(seconds / self.frame_shift_s) for seconds in (_WINDOW_S, _CONTEXT_S))
+        audio_left = iter(blocks)
+        buffer = np.zeros(0, np.float32)  # samples from frame `start` on
+        start = done = 0  # frames; up to `done` their log-probabilities are taken
+        joined = np.zeros((0, len(self.tokens)), np.float32)  # the log-probabilities since the last cut
+        ended = False
+        while not ended:
+            pieces = [buffer]
+            while sum(map(len, pieces)) < window * shift and not ended:
+                piece = next(audio_left, None)
+                ended = piece is None
+                pieces += [] if piece is None else [piece]
+            buffer = np.concatenate(pieces)
+            # A block may be longer than the window: then the rest waits.
+            heard = buffer[: window * shift]
+            last = ended and len(heard) == len(buffer)
+            if len(heard):
+                log_probs = self._run(heard)
+                log_probs = log_probs[done - start : None if last else len(log_probs) - context]
+                done += len(log_probs)
+                joined = np.concatenate([joined, log_probs])
+            if last:
+                yield done - len(joined), joined
+                return
+            cut = self._cut(joined)
+            if cut:
+                yield done - len(joined), joined[:cut]
+                joined = joined[cut:]
+            skip = max(0, done - context) - start
+            buffer, start, ended = buffer[skip * shift :], start + skip, False
+
+    def _cut(self, log_probs: np.ndarray) -> int:
+        """Where to end a stretch of (T, V): in the middle of its longest pause, 0 if it should go on to the next window."""
+        silent = np.isin(log_probs.argmax(axis=1), [BLANK, self._space])
+        edges = np.flatnonzero(np.diff(silent, prepend=False, append=False))
+        starts, ends = edges[::2], edges[1::2]
+        pauses = (ends - starts) * self.frame_shift_s >= _MIN_PAUSE_S
+        late = pauses & (starts > len(log_probs) // 2)  # an early cut would let the rest grow from window to window
+        for choice in (late, pauses):
+            if choice.any():
+                longest = int(np.argmax(np.where(choice, ends - starts, 0)))
+                return int(starts[longest] + ends[longest]) // 2
+        if len(log_probs) * self.frame_shift_s < 2 * _WINDOW_S:
+            return 0
+        return int(log_probs[:, BLANK].argmax()) + 1
+
+
+def models() -> dict[str, Path]:
+    """The models known by name: those in the package, and NAME.onnx in $ASR_MODELS (if not set, ~/.asr/models)."""
+    own = Path(os.environ.get("ASR_MODELS") or Path.home() / ".asr" / "models")
+    return {path.stem: path for path in (*sorted(_BUNDLED.glob("*/*.onnx")), *sorted(own.glob("*.onnx")))}
 
 
 def find_model(model: str | Path | None) -> Path:
-    """The file of a model given by path or by bundled name. raises: ModelError listing the names there are."""
+    """The file of a model given by path or by name. raises: ModelError listing the names there are."""
     path = Path(model if model is not None else DEFAULT_MODEL)
-    bundled = _MODELS / path / f"{path}.onnx"
-    if len(path.parts) == 1 and not path.suffix and bundled.is_file():
-        return bundled
+    named = models()
+    if str(path) in named:
+        return named[str(path)]
     if path.is_file():
         return path
-    names = ", ".join(sorted(file.stem for file in _MODELS.glob("*/*.onnx")))
     what = "a folder" if path.is_dir() else "no such file"
-    raise ModelError(f"{path}: expected a model file (.onnx) or one of the names {names}; got {what}")
+    raise ModelError(f"{path}: expected a model file (.onnx) or one of the names {', '.join(named)}; got {what}")
 
 
 def _read_card(session: Any, path: Path) -> dict[str, Any]:

@@ -1,16 +1,19 @@
-"""What was said and when: Transcript and Word, and their file formats."""
+"""What was said and when: Transcript, its words and segments, and their file formats."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+from asr import subtitles
 from asr.ctc import Span
 from asr.errors import AsrError
+from asr.subtitles import milliseconds
 from asr.tokens import BLANK, Tokens
 
 
@@ -29,6 +32,16 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """Words said without a long pause. start_s, end_s: seconds from the start of the audio."""
+
+    text: str
+    start_s: float
+    end_s: float
+    words: tuple[Word, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
     """The text of one utterance or file. duration_s: seconds of audio; model: the name of the model that wrote it."""
 
@@ -37,31 +50,133 @@ class Transcript:
     duration_s: float
     model: str
 
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The words, divided at pauses."""
+        return segments(self.words)
+
     def to_txt(self) -> str:
         """The text and a line end; nothing said is an empty line."""
         return self.text + "\n"
 
     def to_json(self) -> str:
-        """One JSON object, one word a line; seconds and confidences are rounded to 3 decimals.
+        """One JSON object, one segment and one word a line; seconds and confidences are rounded to 3 decimals.
 
         {
           "text": "hello there",
           "duration_s": 2.41,
           "model": "digits",
+          "segments": [
+            {"text": "hello there", "start_s": 0.12, "end_s": 0.92}
+          ],
           "words": [
             {"text": "hello", "start_s": 0.12, "end_s": 0.48, "confidence": 0.981},
             {"text": "there", "start_s": 0.56, "end_s": 0.92, "confidence": 0.97}
           ]
         }
         """
-        head = {"text": self.text, "duration_s": round(float(self.duration_s), 3), "model": self.model}
-        lines = [f"  {_json(key)}: {_json(value)}," for key, value in head.items()]
-        words = ",\n".join(f"    {_json(_row(word))}" for word in self.words)
-        lines.append(f'  "words": [\n{words}\n  ]' if words else '  "words": []')
-        return "\n".join(["{", *lines, "}", ""])
+        members = [
+            f'"text": {_json(self.text)}',
+            f'"duration_s": {_json(round(float(self.duration_s), 3))}',
+            f'"model": {_json(self.model)}',
+            f'"segments": {_rows(_times(segment) for segment in self.segments)}',
+            f'"words": {_rows(_times(word) | {"confidence": round(float(word.confidence), 3)} for word in self.words)}',
+        ]
+        return "{\n  " + ",\n  ".join(members) + "\n}\n"
+
+    def to_srt(self) -> str:
+        """SubRip subtitles, cut and timed by asr.subtitles."""
+        return subtitles.srt(subtitles.cues(self.words))
+
+    def to_vtt(self) -> str:
+        """WebVTT subtitles, cut and timed by asr.subtitles."""
+        return subtitles.vtt(subtitles.cues(self.words))
+
+    def to_tsv(self) -> str:
+        """A table of the segments, as Whisper writes it: tabs between start, end (whole milliseconds) and text."""
+        rows = (f"{milliseconds(x.start_s)}\t{milliseconds(x.end_s)}\t{x.text}\n" for x in self.segments)
+        return "start\tend\ttext\n" + "".join(rows)
+
+    def to_ctm(self, name: str) -> str:
+        """NIST's time-marked words for scoring tools: file, channel, start, duration, word, confidence.
+
+        name: of the recording. Spaces in it become underscores, because spaces part the columns.
+        """
+        name = "_".join(name.split())
+        return "".join(
+            # The difference of two rounded times, not a rounded difference: words that touch do not come to overlap.
+            f"{name} 1 {_seconds(start)} {_seconds(milliseconds(word.end_s) - start)} {word.text} {word.confidence:.3f}\n"
+            for word in self.words
+            for start in (milliseconds(word.start_s),)
+        )
+
+    def to_textgrid(self) -> str:
+        """A Praat TextGrid (long form): an interval tier "words" over all of the audio, with empty intervals between.
+
+        An interval lasts a millisecond at least and none overlap, as Praat demands: words that do so are moved on.
+        """
+        intervals: list[tuple[int, int, str]] = []
+        now = 0
+        for word in self.words:
+            start = max(milliseconds(word.start_s), now)
+            end = max(milliseconds(word.end_s), start + 1)
+            if start > now:
+                intervals.append((now, start, ""))
+            intervals.append((start, end, word.text))
+            now = end
+        duration = max(milliseconds(self.duration_s), 1)
+        if duration > now:
+            intervals.append((now, duration, ""))
+            now = duration
+        lines = [
+            'File type = "ooTextFile"',
+            'Object class = "TextGrid"',
+            "",
+            "xmin = 0",
+            f"xmax = {_seconds(now)}",
+            "tiers? <exists>",
+            "size = 1",
+            "item []:",
+            "    item [1]:",
+            '        class = "IntervalTier"',
+            '        name = "words"',
+            "        xmin = 0",
+            f"        xmax = {_seconds(now)}",
+            f"        intervals: size = {len(intervals)}",
+        ]
+        for number, (start, end, text) in enumerate(intervals, 1):
+            lines += [
+                f"        intervals [{number}]:",
+                f"            xmin = {_seconds(start)}",
+                f"            xmax = {_seconds(end)}",
+                '            text = "{}"'.format(text.replace('"', '""')),
+            ]
+        return "\n".join(lines) + "\n"
 
 
-WRITERS: dict[str, Callable[[Transcript], str]] = {"txt": Transcript.to_txt, "json": Transcript.to_json}
+# Format -> what writes it; the second argument is the recording's name, which a file of the format CTM holds.
+WRITERS: dict[str, Callable[[Transcript, str], str]] = {
+    "txt": lambda transcript, _: transcript.to_txt(),
+    "json": lambda transcript, _: transcript.to_json(),
+    "srt": lambda transcript, _: transcript.to_srt(),
+    "vtt": lambda transcript, _: transcript.to_vtt(),
+    "tsv": lambda transcript, _: transcript.to_tsv(),
+    "ctm": Transcript.to_ctm,
+    "textgrid": lambda transcript, _: transcript.to_textgrid(),
+}
+SUFFIXES = {name: f".{name}" for name in WRITERS} | {"textgrid": ".TextGrid"}
+
+
+def segments(words: Sequence[Word], max_gap_s: float = 0.8) -> tuple[Segment, ...]:
+    """Words in order of time, divided where the gap between two reaches max_gap_s."""
+    # In milliseconds, because 1.2 - 0.4 < 0.8.
+    cuts = [
+        i
+        for i, (a, b) in enumerate(pairwise(words), 1)
+        if milliseconds(b.start_s) - milliseconds(a.end_s) >= milliseconds(max_gap_s)
+    ]
+    parts = (tuple(words[i:j]) for i, j in pairwise([0, *cuts, len(words)]) if i < j)
+    return tuple(Segment(" ".join(x.text for x in part), part[0].start_s, part[-1].end_s, part) for part in parts)
 
 
 def words_of(
@@ -124,13 +239,19 @@ def write(path: str | Path, text: str, overwrite: bool = False) -> None:
         raise OutputError(f"{path}: cannot be written: {error.strerror}; check the folder and its free space") from None
 
 
-def _row(word: Word) -> dict[str, str | float]:
-    return {
-        "text": word.text,
-        "start_s": round(float(word.start_s), 3),
-        "end_s": round(float(word.end_s), 3),
-        "confidence": round(float(word.confidence), 3),
-    }
+def _times(part: Word | Segment) -> dict[str, str | float]:
+    return {"text": part.text, "start_s": round(float(part.start_s), 3), "end_s": round(float(part.end_s), 3)}
+
+
+def _rows(rows: Iterable[object]) -> str:
+    """A JSON list, one item a line."""
+    lines = ",\n".join(f"    {_json(row)}" for row in rows)
+    return f"[\n{lines}\n  ]" if lines else "[]"
+
+
+def _seconds(time_ms: int) -> str:
+    """Milliseconds as seconds with three decimals."""
+    return f"{time_ms // 1000}.{time_ms % 1000:03}"
 
 
 def _json(value: object) -> str:

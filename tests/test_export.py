@@ -93,7 +93,7 @@ def test_refuses_a_graph_that_differs(tmp_path: Path, monkeypatch: pytest.Monkey
         return graph
 
     monkeypatch.setattr(onnx, "load", sabotaged)
-    with pytest.raises(export.ExportError, match="match torch within 0.0001 at 1 frames"):
+    with pytest.raises(export.ExportError, match=r"match torch within 0\.0001 at 1 frames"):
         export.export(path, tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
 

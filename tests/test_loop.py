@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -247,7 +248,6 @@ class Killed(BaseException):
 KILLS = [
     (0, "before"),
     (0, "within"),
-    (3, "before"),
     (4, "after"),
     (5, "before"),
     (7, "within"),
@@ -346,6 +346,13 @@ def test_resuming_a_finished_training_changes_nothing(
     assert train(chosen, run, resume=True) == first
     after = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
     assert before == after
+
+
+def test_lost_log_does_not_stop_a_resumed_training(tmp_path: Path, finished: tuple[Path, config.Config]) -> None:
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "log.jsonl").unlink()
+    assert train(finished[1], tmp_path / "run", resume=True).finished
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == b""  # not zeros up to the old size
 
 
 @pytest.mark.usefixtures("no_plots")

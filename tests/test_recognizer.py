@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from conftest import DATA
 
 from asr import Recognizer, audio, manifest
 from asr.audio import AudioError
-from asr.recognizer import MAX_S, ModelError
+from asr.recognizer import MAX_S, ModelError, find_model
 
 DIGITS = DATA / "connected_digits.flac"
 
@@ -63,20 +65,57 @@ def test_default_is_bundled() -> None:
     assert Recognizer().transcribe(DIGITS).text == "five seven nine zero"
 
 
-def test_every_bundled_model_has_a_card() -> None:
-    from asr.recognizer import _MODELS
+def test_models_of_the_user_come_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASR_MODELS", str(tmp_path))
+    with pytest.raises(ModelError, match=r"mine: expected a model file \(.onnx\) or one of the names digits"):
+        Recognizer("mine")
+    shutil.copy(find_model("digits"), tmp_path / "mine.onnx")
+    assert Recognizer("mine").transcribe(DIGITS).text == "five seven nine zero"
 
-    models = list(_MODELS.glob("*/*.onnx"))
-    assert models
-    for path in models:
+
+def test_long_audio_is_read_in_windows(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording of many windows, in blocks of any size, reads as its parts do alone."""
+    waveform = np.tile(np.concatenate([audio.read(DIGITS), np.zeros(8000, np.float32)]), 20)  # 100 s
+    lengths = []
+    run = recognizer._run
+    monkeypatch.setattr(recognizer, "_run", lambda heard: lengths.append(len(heard)) or run(heard))
+    expected = recognizer.transcribe(DIGITS).text.split() * 20
+    transcripts = []
+    for block in (16_000, 333_333, len(waveform)):
+        blocks = (waveform[i : i + block] for i in range(0, len(waveform), block))
+        transcripts.append(recognizer.transcribe_blocks(blocks))
+    first = transcripts[0]
+    assert first.text.split() == expected
+    assert transcripts == [first] * 3
+    assert first.duration_s == len(waveform) / 16000
+    assert max(lengths) <= 30 * 16000
+    starts = [word.start_s for word in first.words]
+    assert starts == sorted(starts)
+    period = len(waveform) / 16000 / 20  # each repetition stands where it was put
+    for i, start in enumerate(starts):
+        assert start == pytest.approx(starts[i % 4] + i // 4 * period, abs=0.1)
+
+
+def test_long_audio_without_a_pause(recognizer: Recognizer) -> None:
+    """Speech without any pause for minutes is cut all the same, and nothing is lost."""
+    seven = audio.read(DATA / "7_jackson_0.wav")
+    waveform = np.tile(seven, 200)  # 80 s and more
+    words = recognizer.transcribe(waveform, 16000).text.split()
+    assert len(words) == pytest.approx(200, abs=10)
+
+
+def test_every_bundled_model_has_a_card() -> None:
+    from asr.recognizer import _BUNDLED
+
+    paths = list(_BUNDLED.glob("*/*.onnx"))
+    assert paths
+    for path in paths:
         card = (path.parent / "MODEL.md").read_text(encoding="utf-8")
         assert Recognizer(path).card["licence"] in card
         assert path.stat().st_size <= 25e6
 
 
 def test_digits_is_small(recognizer: Recognizer) -> None:
-    from asr.recognizer import find_model
-
     assert find_model("digits").stat().st_size <= 3_000_000
 
 
@@ -89,13 +128,17 @@ def test_digits_is_small(recognizer: Recognizer) -> None:
         (np.zeros(100, np.float32), 0, "above 0, got 0"),
         (np.zeros((2, 3, 4), np.float32), 16000, "(2, 3, 4)"),
         (np.zeros(100, np.complex64), 16000, "complex64"),
-        (np.zeros(round(MAX_S + 1) * 16000, np.float32), 16000, "expected at most 20 minutes of audio, got 20.0"),
     ],
 )
 def test_bad_samples(recognizer: Recognizer, source: np.ndarray, rate: int | None, message: str) -> None:
     with pytest.raises(AudioError) as caught:
         recognizer.transcribe(source, rate)
     assert message in str(caught.value)
+
+
+def test_one_pass_has_a_limit(recognizer: Recognizer) -> None:
+    with pytest.raises(AudioError, match=r"expected at most 20 minutes of audio, got 20\.0"):
+        recognizer.log_probs(np.zeros(round(MAX_S + 1) * 16000, np.float32))
 
 
 def test_bad_beam() -> None:

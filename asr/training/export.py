@@ -1,16 +1,23 @@
-"""A trained run -> one ONNX file: waveform in, log-probabilities out, everything a recogniser needs in its metadata."""
+"""A trained run -> one ONNX file: waveform in, log-probabilities out, everything a recogniser needs in its metadata.
+
+In float32, or with the recurrent and linear layers in int8 (a quarter of the size, several times faster on a CPU).
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from asr import __version__, audio
 from asr.errors import AsrError
@@ -18,7 +25,7 @@ from asr.training import checkpoint, config
 from asr.training.model import AcousticModel
 
 SCHEMA = 1  # of the metadata; `asr.recognizer` refuses a newer one
-_CHECKED_FRAMES = (1, 2, 50, 51, 1000)  # the exporter can freeze a length without a word: run several
+_CHECKED_FRAMES = (1, 2, 50, 51, 1000, 3000)  # the exporter can freeze a length without a word: run several
 _TOLERANCE = 1e-4  # on log-probabilities, absolute and relative: rounding grows with their size
 
 
@@ -26,11 +33,14 @@ class ExportError(AsrError):
     """An output file that exists already or cannot be written, or a graph that does not compute what the model does."""
 
 
-def export(run: Path, out: Path, *, name: str | None = None, overwrite: bool = False) -> None:
+def export(run: Path, out: Path, *, name: str | None = None, int8: bool = False, overwrite: bool = False) -> None:
     """Write the model of a run folder (or of one weights file) as ONNX.
 
     The graph: "waveform" (1, N) float32, padded by `asr.audio.pad` -> "log_probs" (1, T, V) float32, natural log.
-    raises: CheckpointError; ExportError if the file exists, cannot be written, or differs from torch by more than 1e-4.
+    int8:   quantise the weights of LSTM and linear layers; features and convolutions stay float. onnxruntime has no
+            int8 kernel for GRU and vanilla RNN, whose recurrent layers stay float too.
+    raises: CheckpointError; ExportError if the file exists, cannot be written, or the float graph differs from torch by
+            more than 1e-4.
     """
     if out.exists() and not overwrite:
         raise ExportError(f"{out}: the file exists already; remove it, or ask to overwrite it")
@@ -50,6 +60,9 @@ def export(run: Path, out: Path, *, name: str | None = None, overwrite: bool = F
             dynamic_axes={"waveform": {1: "samples"}, "log_probs": {1: "frames"}},
         )
         graph = onnx.load(Path(folder) / "model.onnx")
+        _check_parity(model, graph.SerializeToString())
+        if int8:
+            graph = _quantised(graph, Path(folder))
     card = {
         "schema": SCHEMA,
         "name": name or settings.name,
@@ -60,20 +73,48 @@ def export(run: Path, out: Path, *, name: str | None = None, overwrite: bool = F
         "description": settings.description,
         "licence": settings.licence,
         "normaliser": settings.data.normaliser,
+        "precision": "int8" if int8 else "float32",
         "training": state.get("training", {}),
         "config": _portable(settings),
         "version": __version__,
     }
+    _write(graph, card, out)
+
+
+def annotate(path: Path, figures: Mapping[str, Any]) -> None:
+    """Add figures, such as error rates, to the card of an exported model."""
+    graph = onnx.load(path)
+    card = json.loads(next(prop.value for prop in graph.metadata_props if prop.key == "asr"))
+    _write(graph, card | {"figures": {**card.get("figures", {}), **figures}}, path)
+
+
+def _write(graph: onnx.ModelProto, card: Mapping[str, Any], out: Path) -> None:
     onnx.helper.set_model_props(graph, {"asr": json.dumps(card, ensure_ascii=False)})
-    data = graph.SerializeToString()
-    _check_parity(model, data)
     temporary = out.with_name(out.name + ".part")
     try:
-        temporary.write_bytes(data)
+        temporary.write_bytes(graph.SerializeToString())
         temporary.replace(out)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ExportError(f"{out}: cannot be written: {error.strerror}; check the folder and its free space") from None
+
+
+def _quantised(graph: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """The graph with the weights of its LSTM and linear layers in int8, activations quantised as they come."""
+    features = [node.name for node in graph.graph.node if node.name.startswith("/features")]
+    onnx.save(graph, folder / "float.onnx")
+    logging.disable(logging.WARNING)  # it recommends a preparation that changes nothing here
+    try:
+        quantize_dynamic(
+            folder / "float.onnx",
+            folder / "int8.onnx",
+            op_types_to_quantize=["LSTM", "MatMul", "Gemm"],
+            nodes_to_exclude=features,
+            weight_type=QuantType.QInt8,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+    return onnx.load(folder / "int8.onnx")
 
 
 def _portable(settings: config.Config) -> dict[str, object]:

@@ -52,7 +52,7 @@ def _read_log(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def _epoch_ends(steps: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> list[int]:
-    return [max(row["step"] for row in steps if row["epoch"] <= epoch["epoch"]) for epoch in epochs]
+    return [max((row["step"] for row in steps if row["epoch"] <= epoch["epoch"]), default=0) for epoch in epochs]
 
 
 def _save(figure: Any, path: Path) -> None:
