@@ -1,7 +1,8 @@
-"""Audio files -> mono float32 at 16 kHz, whole or in blocks.
+"""Audio files and pipes -> mono float32 at 16 kHz, whole or in blocks.
 
-soundfile reads wav, flac, ogg, opus and mp3; soxr resamples. Channels are averaged. What cannot be trusted (empty, cut
-short, not audio, NaN samples) is an `AudioError`, never a guess.
+soundfile reads wav, flac, ogg, opus and mp3; `containers` the sound of m4a and video, `pipe` what comes through a pipe;
+soxr resamples. Channels are averaged. What cannot be trusted (empty, cut short, not audio, NaN samples) is an
+`AudioError`, never a guess.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,13 @@ import numpy as np
 import soundfile
 import soxr
 
+from asr import containers, pipe
 from asr.errors import AsrError
 
 SAMPLE_RATE = 16_000  # Hz, the rate of every waveform inside the package
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
+# Also without PyAV: a folder's recording that cannot be read is reported with what to install, not passed over.
+SUFFIXES += containers.SUFFIXES
 _BLOCK_S = 10.0
 # Files are decoded in these pieces (frames), whatever the caller asks for: libsndfile decodes Opus wrongly when asked
 # for less than a packet (0.12 s) at a time, and the last bit of an MP3's samples depends on where the pieces are cut.
@@ -40,7 +44,7 @@ class AudioError(AsrError):
 
 @dataclass(frozen=True, slots=True)
 class AudioInfo:
-    """What a file's header says. duration_s: seconds (for mp3 up to two frames, 0.1 s, too long); sample_rate: Hz."""
+    """What a file's header says. duration_s: seconds (for mp3 and containers within 0.1 s); sample_rate: Hz."""
 
     duration_s: float
     sample_rate: int
@@ -50,7 +54,11 @@ class AudioInfo:
 
 def info(path: str | Path) -> AudioInfo:
     """Duration, rate, channels and format from the header; no samples are decoded. raises: AudioError."""
-    with _opened(Path(path)) as file:
+    path = Path(path)
+    if _checked(path):
+        with _named(path), containers.opened(path) as track:
+            return AudioInfo(track.duration_s(), track.sample_rate, track.channels, track.format)
+    with _opened(path) as file:
         return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels, f"{file.format}/{file.subtype}")
 
 
@@ -79,66 +87,106 @@ def blocks(
 
     yields: (n,) float32, n = round(block_s * sample_rate), the last may be shorter; joined they equal `read`'s result.
     """
+    yield from _cut(_pieces(Path(path), offset_s, duration_s, sample_rate), block_s, sample_rate)
+
+
+def pipe_blocks(file: BinaryIO, *, rate: int | None = None, block_s: float = _BLOCK_S) -> Iterator[np.ndarray]:
+    """The waveform that comes through a pipe such as sys.stdin.buffer, in pieces of block_s seconds as soon as each is there.
+
+    rate:   Hz of raw samples, signed 16-bit little-endian, one channel; None for a stream with a wav header, as ffmpeg,
+            sox and arecord write it.
+    yields: (n,) float32, 16 kHz, n = round(block_s * 16000), the last may be shorter.
+    raises: AudioError if the stream is empty, not wav, compressed, holds NaN or infinite samples, or, after all that
+            came, if it ended before the length in its header.
+    """
+    with _named("the pipe"):
+        stream = pipe.Stream(file, rate)
+        pieces = _resampled(stream.samples(), stream.sample_rate, SAMPLE_RATE, "the pipe")
+        yield from _cut(pieces, block_s, SAMPLE_RATE)
+        stream.finish()
+
+
+def _cut(pieces: Iterable[np.ndarray], block_s: float, sample_rate: int) -> Iterator[np.ndarray]:
+    """The same samples in pieces of block_s seconds, the last may be shorter."""
     size = max(1, round(block_s * sample_rate))
-    waiting = np.zeros(0, np.float32)
-    for piece in _pieces(Path(path), offset_s, duration_s, sample_rate):
-        waiting = np.concatenate([waiting, piece])
-        whole = len(waiting) - len(waiting) % size
-        for start in range(0, whole, size):
-            yield waiting[start : start + size]
-        waiting = waiting[whole:]
-    if len(waiting):
-        yield waiting
+    waiting: list[np.ndarray] = []
+    count = 0
+    for piece in pieces:
+        waiting.append(piece)
+        count += len(piece)
+        if count >= size:
+            joined = np.concatenate(waiting)
+            whole = count - count % size
+            for start in range(0, whole, size):
+                yield joined[start : start + size]
+            waiting, count = [joined[whole:]], count - whole
+    if count:
+        yield np.concatenate(waiting)
 
 
 def _pieces(path: Path, offset_s: float, duration_s: float | None, sample_rate: int) -> Iterator[np.ndarray]:
     """The work of `read` and `blocks`: the waveform in pieces of any length, at least one sample in all."""
     if not 0 <= offset_s < math.inf or (duration_s is not None and not 0 < duration_s < math.inf):
         raise AudioError(f"{path}: expected an offset >= 0 and a duration > 0 seconds, got {offset_s} and {duration_s}")
-    with _opened(path) as file:
-        rate = file.samplerate
-        start = round(offset_s * rate)
-        expected = file.frames - start
-        if expected <= 0:
+    if _checked(path):
+        with _named(path), containers.opened(path) as track:
+            yield from _resampled(track.samples(offset_s, duration_s), track.sample_rate, sample_rate, str(path))
+    else:
+        with _opened(path) as file:
+            decoded = _decoded(path, file, offset_s, duration_s)
+            yield from _resampled(decoded, file.samplerate, sample_rate, str(path))
+
+
+def _decoded(path: Path, file: soundfile.SoundFile, offset_s: float, duration_s: float | None) -> Iterator[np.ndarray]:
+    """The samples that libsndfile decodes, at the file's own rate, channels averaged."""
+    rate = file.samplerate
+    start = round(offset_s * rate)
+    expected = file.frames - start
+    if expected <= 0:
+        raise AudioError(f"{path}: expected audio at {offset_s:.2f} s, but the file ends at {file.frames / rate:.2f} s")
+    if duration_s is not None:
+        expected = min(expected, round(duration_s * rate))
+    if start:
+        file.seek(start)
+    decoded = 0
+    while decoded < expected:
+        left = expected - decoded
+        try:
+            samples = file.read(min(_PIECE, max(left, _LEAST_PIECE)), dtype="float32", always_2d=True)[:left]
+            reason = ""
+        except soundfile.LibsndfileError as error:
+            samples = np.zeros((0, 1), np.float32)
+            reason = f" ({error.error_string.rstrip('.')})"
+        if len(samples) == 0:
+            if file.format == "MP3" and decoded > 0 and left <= _MP3_SURPLUS:
+                break
             raise AudioError(
-                f"{path}: expected audio at {offset_s:.2f} s, but the file ends at {file.frames / rate:.2f} s"
+                f"{path}: cut short or damaged: expected {expected / rate:.2f} s of audio, "
+                f"could decode {decoded / rate:.2f} s{reason}; copy or download the file again"
             )
-        if duration_s is not None:
-            expected = min(expected, round(duration_s * rate))
-        if start:
-            file.seek(start)
-        resampler = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
-        decoded = given = 0
-        while decoded < expected:
-            left = expected - decoded
-            try:
-                samples = file.read(min(_PIECE, max(left, _LEAST_PIECE)), dtype="float32", always_2d=True)[:left]
-                reason = ""
-            except soundfile.LibsndfileError as error:
-                samples = np.zeros((0, 1), np.float32)
-                reason = f" ({error.error_string.rstrip('.')})"
-            if len(samples) == 0:
-                if file.format == "MP3" and decoded > 0 and left <= _MP3_SURPLUS:
-                    break
-                raise AudioError(
-                    f"{path}: cut short or damaged: expected {expected / rate:.2f} s of audio, "
-                    f"could decode {decoded / rate:.2f} s{reason}; copy or download the file again"
-                )
-            decoded += len(samples)
-            mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
-            _check_finite(mono, str(path))
-            if resampler is not None:
-                mono = resampler.resample_chunk(mono)
-            given += len(mono)
-            yield mono
+        decoded += len(samples)
+        yield samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+
+
+def _resampled(pieces: Iterable[np.ndarray], rate: int, sample_rate: int, source: str) -> Iterator[np.ndarray]:
+    """The pieces checked and at another rate; at least one sample in all."""
+    resampler = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+    came = given = 0
+    for piece in pieces:
+        came += len(piece)
+        _check_finite(piece, source)
         if resampler is not None:
-            mono = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-            given += len(mono)
-            yield mono
-        if given == 0:
-            raise AudioError(
-                f"{path}: expected audio, got {decoded} samples at {rate} Hz: too few to make one at {sample_rate} Hz"
-            )
+            piece = resampler.resample_chunk(piece)
+        given += len(piece)
+        yield piece
+    if resampler is not None:
+        piece = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        given += len(piece)
+        yield piece
+    if given == 0:
+        raise AudioError(
+            f"{source}: expected audio, got {came} samples at {rate} Hz: too few to make one at {sample_rate} Hz"
+        )
 
 
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
@@ -197,9 +245,17 @@ def _check_finite(waveform: np.ndarray, source: str) -> None:
 
 
 @contextmanager
+def _named(source: str | Path) -> Iterator[None]:
+    """Turns the errors of `containers` and `pipe` into ours, with the source's name."""
+    try:
+        yield
+    except (containers.ContainerError, pipe.PipeError) as error:
+        raise AudioError(f"{source}: {error}") from None
+
+
+@contextmanager
 def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     """The file opened for reading, with soundfile's errors turned into ours."""
-    _check_file(path)
     headerless = f"{path}: expected audio with a header, got headerless data; convert it to wav first"
     if path.suffix.lower() == ".raw":
         raise AudioError(headerless)
@@ -220,19 +276,18 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
         reason = error.error_string.rstrip(".")
         if reason.startswith("File does not exist"):  # what the mp3 decoder says of any file it cannot use
             reason = "data of another kind"
-        hint = ""
-        if path.suffix.lower() in (".m4a", ".mp4", ".webm", ".mkv", ".aac", ".wma", ".mov"):
-            hint = f"; convert it first: ffmpeg -i {path.name} {path.stem}.wav"
         raise AudioError(
-            f"{path}: expected audio (wav, flac, ogg, opus or mp3) that can be decoded, got: {reason}{hint}"
+            f"{path}: expected audio (wav, flac, ogg, opus or mp3) that can be decoded, got: {reason}"
         ) from None
 
 
-def _check_file(path: Path) -> None:
+def _checked(path: Path) -> bool:
+    """Whether the file is one for `containers`, not for libsndfile. raises: AudioError if it is missing or not whole."""
     try:
         with path.open("rb") as raw:
+            contained = containers.recognises(raw.read(24), path.suffix)
             size = raw.seek(0, os.SEEK_END)
-            announced = _announced(raw, size)
+            announced = containers.announced(raw, size) if contained else _announced(raw, size)
     except FileNotFoundError:
         raise AudioError(f"{path}: no such file; check the path") from None
     except IsADirectoryError:
@@ -250,6 +305,7 @@ def _check_file(path: Path) -> None:
             f"{path}: cut short: its headers announce {announced} bytes, the file has {size}; "
             "copy or download the file again"
         )
+    return contained
 
 
 def _announced(raw: BinaryIO, size: int) -> int:
@@ -271,11 +327,11 @@ def _announced(raw: BinaryIO, size: int) -> int:
                 return 0
             name, length = struct.unpack(order, chunk)
             if name == wanted:  # writers to a pipe leave a length near 2^31 or 2^32
-                return at + 8 + length if length < 0x7FFFF000 else 0
+                return at + 8 + length if length < pipe.UNKNOWN_BYTES else 0
             at += 8 + length + length % 2
     elif head[:4] == b".snd":
         start, length = struct.unpack(">II", head[4:12])
-        return start + length if length < 0x7FFFF000 else 0
+        return start + length if length < pipe.UNKNOWN_BYTES else 0
     elif head[:4] == b"riff":
         return int(struct.unpack("<Q", head[16:24])[0])
     elif head[:4] == b"OggS":

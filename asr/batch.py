@@ -1,4 +1,4 @@
-"""Many recordings: which files, how many at a time, results in the order of the inputs."""
+"""Many recordings: which files, where their texts go, how many at a time, results in the order of the inputs."""
 
 from __future__ import annotations
 
@@ -8,62 +8,103 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 
 from asr import audio
 from asr.errors import AsrError
 from asr.recognizer import Recognizer
-from asr.transcript import Transcript
-
-Result = tuple[Path, Transcript | AsrError]
+from asr.transcript import SUFFIXES, Transcript
 
 
 class BatchError(AsrError):
-    """Inputs that name no recordings."""
+    """Inputs that name no recordings, or outputs that must not be written."""
 
 
-def find(inputs: Sequence[str], *, recursive: bool = False) -> list[Path]:
-    """The recordings that files, folders and patterns such as *.wav name; each once, folders in alphabetical order.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A recording, and the file that each format of its text goes to (none: to the terminal). name: without suffix."""
 
+    path: Path
+    name: Path
+    outputs: dict[str, Path]
+
+
+def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, Path], list[BatchError]]:
+    """The recordings that files, folders and patterns such as *.wav name, in that order, and what to call their outputs.
+
+    returns:   path -> name without suffix, below a folder that was given relative to it; and an error for each folder or
+               pattern without recordings. A file that is missing is left to its reader.
     recursive: also the folders within folders; links to folders are not followed, so that a loop of them ends.
-    raises:    BatchError for a folder or pattern without recordings. A file that is missing is left to its reader.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
+    errors: list[BatchError] = []
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            paths = _in_folder(path, recursive)
-            if not paths:
-                hint = "" if recursive else "; --recursive also looks into the folders within"
-                raise BatchError(
-                    f"{path}: expected a folder with recordings ({' '.join(audio.SUFFIXES)}), found none{hint}"
-                )
+            recordings = {file: file.relative_to(path).with_suffix("") for file in _in_folder(path, recursive)}
+            hint = "" if recursive else "; --recursive also looks into the folders within"
+            expected = f"a folder with recordings ({' '.join(audio.SUFFIXES)})"
         elif glob.has_magic(name) and not path.exists():
-            paths = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]
-            if not paths:
-                raise BatchError(f"{name}: expected files of that pattern, found none")
+            matches = map(Path, sorted(glob.glob(name, recursive=True)))  # noqa: PTH207 (Path.glob is for relative ones)
+            recordings = {file: Path(file.stem) for file in matches if file.is_file()}
+            expected, hint = "files of that pattern", ""
         else:
-            paths = [path]
-        found |= dict.fromkeys(paths)
-    return list(found)
+            recordings = {path: Path(path.stem)}
+        if not recordings:
+            errors.append(BatchError(f"{name}: expected {expected}, found none{hint}"))
+        found |= {file: name_of for file, name_of in recordings.items() if file not in found}
+    return found, errors
 
 
-def transcribe(paths: Sequence[Path], model: str | Path | None, *, beam: int, jobs: int) -> Iterator[Result]:
+def plan(
+    recordings: dict[Path, Path], folder: Path | None, formats: Sequence[str], *, overwrite: bool, skip_existing: bool
+) -> tuple[list[Job], list[Path], list[BatchError]]:
+    """What is to be done, the recordings that are done already, and those that would harm another's output.
+
+    An output that exists is an error, unless overwrite or skip_existing is set; so is one output of two recordings.
+    """
+    jobs, skipped, errors = [], [], []
+    owners: dict[Path, Path] = {}
+    for path, name in recordings.items():
+        outputs = {kind: folder / f"{name}{SUFFIXES[kind]}" for kind in formats} if folder else {}
+        taken = next((output for output in outputs.values() if owners.setdefault(output, path) != path), None)
+        existing = [output for output in outputs.values() if output.exists()]
+        if taken:
+            errors.append(
+                BatchError(f"{path}: its output {taken} belongs to {owners[taken]} already; rename one of them")
+            )
+        elif outputs and skip_existing and len(existing) == len(outputs):
+            skipped.append(path)
+        elif existing and not overwrite and not skip_existing:
+            errors.append(
+                BatchError(f"{path}: its output {existing[0]} exists already; use --overwrite or --skip-existing")
+            )
+        else:
+            jobs.append(Job(path, name, outputs))
+    return jobs, skipped, errors
+
+
+def transcribe(
+    paths: Sequence[Path], model: str | Path | None, *, beam: int, jobs: int | None
+) -> Iterator[Transcript | AsrError]:
     """The transcript of each file, or the error it met; in order, however many processes share the work.
 
-    jobs: processes, each with a recogniser of its own on one thread; with 1, this process does it all.
+    jobs: processes, each with a recogniser of its own on one thread; with 1, this process does it all. Not given: all
+          cores where there are at least 4 files, since a process takes half a second to start.
     """
-    if jobs == 1 or len(paths) == 1:
+    workers = jobs or (_cores() if len(paths) >= 4 else 1)
+    if workers == 1 or len(paths) == 1:
         recognizer = Recognizer(model, beam=beam)
         for path in paths:
-            yield path, _attempt(recognizer, path)
+            yield _attempt(recognizer, path)
         return
     Recognizer(model, beam=beam)  # a model that cannot be loaded is one error here, not one in every process
     # Spawned, not forked: onnxruntime's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(paths)), context, _start, (model, beam)) as pool:
+    with ProcessPoolExecutor(min(workers, len(paths)), context, _start, (model, beam)) as pool:
         try:
-            yield from zip(paths, pool.map(_attempt_here, paths), strict=True)
+            yield from pool.map(_attempt_here, paths)
         except BrokenProcessPool:
             raise BatchError("a process died, perhaps for lack of memory; try again with fewer --jobs") from None
         finally:
@@ -78,6 +119,11 @@ def _in_folder(folder: Path, recursive: bool) -> list[Path]:
         if not recursive:
             break
     return paths
+
+
+def _cores() -> int:
+    # Those this process may use; not every system can tell.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _attempt(recognizer: Recognizer, path: Path) -> Transcript | AsrError:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asr.errors import AsrError
+from asr.errors import AsrError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,57 +34,77 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs th
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override.")]
 
 
-class Format(StrEnum):
-    """Output formats of `asr transcribe`."""
-
-    txt = "txt"
-    json = "json"
-    srt = "srt"
-    vtt = "vtt"
-    tsv = "tsv"
-    ctm = "ctm"
-    textgrid = "textgrid"
-
-
-@app.command(epilog="Example: `asr transcribe -m digits --format json recording.wav`")
+@app.command(epilog="Examples: `asr transcribe talk.mp3` — `asr transcribe -r recordings -f txt,srt -o texts`")
 def transcribe(
-    files: Annotated[list[Path], typer.Argument(help="Audio files: wav, flac, ogg, opus, mp3.", show_default=False)],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="Recordings, folders of them, patterns; - reads from a pipe.", show_default=False),
+    ],
     model: Model = "digits",
-    output_format: Annotated[Format, typer.Option("--format", "-f", help="What is written.")] = Format.txt,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write one file an input into this folder.")
-    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", "-f", help="txt, srt, vtt, tsv, json, ctm, textgrid; several with commas.")
+    ] = "txt",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write files into this folder.")] = None,
     beam: Beam = 16,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", help="Processes.", min=1, show_default="all cores for 4 files or more")
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also the folders within folders.")] = False,
     overwrite: Overwrite = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")
+    ] = False,
+    rate: Annotated[int | None, typer.Option(help="The pipe has raw 16-bit mono samples at this rate, in Hz.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
 ) -> None:
-    """Print the text of recordings, offline."""
-    from asr.recognizer import Recognizer
-    from asr.transcript import SUFFIXES, WRITERS, write
+    """Print the text of recordings, or write it to files, offline."""
+    from time import perf_counter
 
-    if output is not None:
-        _make_folder(output)
-    recognizer = Recognizer(model, beam=beam)
-    failed = 0
-    targets: dict[Path, Path] = {}  # output file -> the input it belongs to
-    for file in files:
-        try:
-            target = output / f"{file.stem}{SUFFIXES[output_format]}" if output is not None else None
-            if target is not None and targets.setdefault(target, file) != file:
-                raise AsrError(f"{file}: its output {target} belongs to {targets[target]} already; rename one of them")
-            transcript = recognizer.transcribe(file)
-            text = WRITERS[output_format](transcript, file.stem)
-            if target is not None:
-                write(target, text, overwrite=overwrite)
-            elif len(files) > 1 and output_format is Format.txt:
-                sys.stdout.write(f"{file}\t{text}")
-            else:
-                sys.stdout.write(text)
-        except AsrError as error:
-            failed += 1
-            _complain(error)
+    from asr import batch
+    from asr.transcript import WRITERS, write
+
+    kinds = list(dict.fromkeys(formats.split(",")))
+    unknown = [kind for kind in kinds if kind not in WRITERS]
+    if unknown:
+        raise typer.BadParameter(f"'{unknown[0]}': {nearest(unknown[0], WRITERS)}", param_hint="--format")
+    if output is None and len(kinds) > 1:
+        raise typer.BadParameter("several formats need a folder to go to: -o DIR", param_hint="--format")
+    if inputs == ["-"]:
+        _transcribe_pipe(model, kinds, output, beam, rate, overwrite)
+        return
+    started = perf_counter()
+    recordings, nothing = batch.find(inputs, recursive=recursive)
+    todo, skipped, refused = batch.plan(recordings, output, kinds, overwrite=overwrite, skip_existing=skip_existing)
+    for error in nothing + refused:
+        _complain(error)
+    done, audio_s = 0, 0.0
+    results = batch.transcribe([job.path for job in todo], model, beam=beam, jobs=jobs)
+    with _progress(_stderr(quiet or len(todo) < 2)) as progress:
+        task = progress.add_task("transcribing", total=len(todo))
+        for job, result in zip(todo, results, strict=True):
+            try:
+                if isinstance(result, AsrError):
+                    raise result
+                audio_s += result.duration_s
+                for kind, target in job.outputs.items():
+                    _make_folder(target.parent)
+                    write(target, WRITERS[kind](result, job.path.stem), overwrite=overwrite or skip_existing)
+                if not job.outputs:
+                    prefix = f"{job.path}\t" if len(recordings) > 1 and kinds == ["txt"] else ""
+                    sys.stdout.write(prefix + WRITERS[kinds[0]](result, job.path.stem))
+                    sys.stdout.flush()
+                done += 1
+            except AsrError as error:
+                _complain(error)
+            speed = audio_s / (perf_counter() - started)
+            progress.update(task, advance=1, description=f"transcribing, {speed:.0f} x real time")
+    failed = len(nothing) + len(recordings) - len(skipped) - done
+    if len(recordings) > 1 and not quiet:
+        counts = f"{done} of {len(recordings)} recordings, {audio_s / 3600:.2f} h of audio"
+        notes = [f"{len(skipped)} skipped"] * bool(skipped) + [f"{failed} failed, see above"] * bool(failed)
+        spent = perf_counter() - started
+        typer.echo("; ".join([f"{counts} in {spent:.1f} s, {audio_s / spent:.0f} x real time", *notes]), err=True)
     if failed:
-        if len(files) > 1:
-            typer.echo(f"{failed} of {len(files)} files failed, see above", err=True)
         raise typer.Exit(1)
 
 
@@ -328,6 +347,30 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output, such as head, has had enough
         sys.stderr.close()
         sys.exit(1)
+
+
+def _transcribe_pipe(
+    model: str, kinds: list[str], output: Path | None, beam: int, rate: int | None, overwrite: bool
+) -> None:
+    """Standard input as one recording; its outputs are called stdin."""
+    from asr.audio import pipe_blocks
+    from asr.recognizer import Recognizer
+    from asr.transcript import SUFFIXES, WRITERS, write
+
+    transcript = Recognizer(model, beam=beam).transcribe_blocks(pipe_blocks(sys.stdin.buffer, rate=rate))
+    for kind in kinds:
+        text = WRITERS[kind](transcript, "stdin")
+        if output is None:
+            sys.stdout.write(text)
+        else:
+            _make_folder(output)
+            write(output / f"stdin{SUFFIXES[kind]}", text, overwrite=overwrite)
+
+
+def _stderr(quiet: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=quiet)
 
 
 def _complain(error: object) -> None:

@@ -111,8 +111,10 @@ class _Speech:
         self.ends = [max(start + 1, milliseconds(word.end_s)) for start, word in zip(self.starts, words, strict=True)]
         # Where each word starts in the text joined by spaces.
         self.offsets = list(accumulate((len(text) + 1 for text in self.texts), initial=0))
-        self.pauses = [b - a for a, b in zip(self.ends, self.starts[1:], strict=False)]  # [j]: after words[j]
-        self.stretches = list(accumulate((pause >= PAUSE_MS for pause in self.pauses), initial=0))  # numbered
+        # [j]: the pause after words[j], as a share of PAUSE_MS.
+        self.pauses = [min(max(b - a, 0) / PAUSE_MS, 1.0) for a, b in zip(self.ends, self.starts[1:], strict=False)]
+        self.stretches = list(accumulate((pause == 1 for pause in self.pauses), initial=0))  # each word's number
+        self.spanned = list(accumulate((pause**2 for pause in self.pauses), initial=0.0))  # up to each word
 
     def length(self, i: int, j: int) -> int:
         return self.offsets[j] - self.offsets[i] - 1
@@ -130,14 +132,15 @@ class _Speech:
         return i < k and (j <= k or self.length(k, j) <= LINE_CHARS)
 
     def cost(self, i: int, j: int) -> float:
-        """Of words[i:j] as a cue: the flow it cuts, the share of its reading time that is missing, its emptiness.
+        """Of words[i:j] as a cue: the flow it cuts, the pauses it spans, the reading time it lacks, its emptiness.
 
         The flow counts double: two cues that end at pauses are better than a full one that ends within a phrase.
         The square of the emptiness spreads words evenly over cues, and makes few of them.
         """
         reading = self.reading_ms(i, j)
         room = self.starts[j] - GAP_MS - self.starts[i] if j < len(self.texts) else reading
-        return 2 * self._cut(j) + max(0.0, 1 - room / reading) + max(0.0, 1 - self.length(i, j) / CUE_CHARS) ** 2
+        empty = max(0.0, 1 - self.length(i, j) / CUE_CHARS)
+        return 2 * self._cut(j) + self.spanned[j - 1] - self.spanned[i] + max(0.0, 1 - room / reading) + empty**2
 
     def lines(self, i: int, j: int) -> tuple[str, ...]:
         """A cue in one line, or in two: broken at a pause, and of like length; the upper is the shorter in doubt."""
@@ -156,8 +159,7 @@ class _Speech:
 
         Squared, because half a second is nearly as good a place to stop as a whole one.
         """
-        pause = self.pauses[j - 1] if j < len(self.texts) else PAUSE_MS
-        return (1 - min(max(pause, 0), PAUSE_MS) / PAUSE_MS) ** 2
+        return (1 - self.pauses[j - 1]) ** 2 if j < len(self.texts) else 0.0
 
 
 def _clock(time_ms: int, point: str) -> str:

@@ -17,7 +17,9 @@ ALLOWED = {
     "errors": set(),
     "text": {"errors"},
     "tokens": {"errors"},
-    "audio": {"errors"},
+    "containers": {"errors"},
+    "pipe": {"errors"},
+    "audio": {"errors", "containers", "pipe"},
     "manifest": {"errors"},
     "metrics": {"errors"},
     "ctc": {"errors", "tokens"},
@@ -26,6 +28,7 @@ ALLOWED = {
     "doctor": {"errors", "audio", "manifest", "text", "tokens"},
     "recognizer": {"errors", "audio", "ctc", "tokens", "transcript"},
     "training": {"errors", "audio", "text", "tokens", "manifest", "metrics", "ctc", "training"},
+    "batch": {"errors", "audio", "recognizer", "transcript"},
     "cli": None,  # the top: anything, but only inside its commands
     "__main__": None,
     "__init__": {"recognizer", "transcript"},

@@ -95,6 +95,13 @@ def test_cuts_fall_at_the_pauses() -> None:
     assert [" ".join(cue.lines).split() for cue in cues(words)] == [part.split() for part in text]
 
 
+def test_a_pause_is_not_spanned_to_fill_a_cue() -> None:
+    # 75 characters would fit, but a pause just short of a long one lies between.
+    first = steady("and at last the north wind gave up the attempt")
+    found = cues(first + steady("then the sun shone out warmly", first[-1].end_s + PAUSE_MS / 1000 - 0.05))
+    assert [len(" ".join(cue.lines)) for cue in found] == [46, 29]
+
+
 def test_without_pauses_words_are_spread_evenly() -> None:
     # 100 characters: 84 + 15 would do, and leave a lone scrap.
     assert [len(" ".join(cue.lines)) for cue in cues(steady("abcd " * 20, gap_s=0))] == [49, 49]
