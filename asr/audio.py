@@ -24,9 +24,9 @@ from asr import containers, pipe
 from asr.errors import AsrError
 
 SAMPLE_RATE = 16_000  # Hz, the rate of every waveform inside the package
-SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
+_SOUNDFILE_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
 # Also without PyAV: a folder's recording that cannot be read is reported with what to install, not passed over.
-SUFFIXES += containers.SUFFIXES
+SUFFIXES = _SOUNDFILE_SUFFIXES + containers.SUFFIXES
 _BLOCK_S = 10.0
 # Files are decoded in these pieces (frames), whatever the caller asks for: libsndfile decodes Opus wrongly when asked
 # for less than a packet (0.12 s) at a time, and the last bit of an MP3's samples depends on where the pieces are cut.
@@ -91,7 +91,7 @@ def blocks(
 
 
 def pipe_blocks(file: BinaryIO, *, rate: int | None = None, block_s: float = _BLOCK_S) -> Iterator[np.ndarray]:
-    """The waveform that comes through a pipe such as sys.stdin.buffer, in pieces of block_s seconds as soon as each is there.
+    """The waveform from a pipe such as sys.stdin.buffer, in pieces of block_s seconds, each as soon as it is there.
 
     rate:   Hz of raw samples, signed 16-bit little-endian, one channel; None for a stream with a wav header, as ffmpeg,
             sox and arecord write it.

@@ -86,16 +86,17 @@ def plan(
 
 
 def transcribe(
-    paths: Sequence[Path], model: str | Path | None, *, beam: int, jobs: int | None
+    paths: Sequence[Path], model: str | Path | None, *, beam: int, jobs: int | None, threads: int | None = None
 ) -> Iterator[Transcript | AsrError]:
     """The transcript of each file, or the error it met; in order, however many processes share the work.
 
+    threads: of a single process; None: as the recogniser thinks best.
     jobs: processes, each with a recogniser of its own on one thread; with 1, this process does it all. Not given: all
           cores where there are at least 4 files, since a process takes half a second to start.
     """
     workers = jobs or (_cores() if len(paths) >= 4 else 1)
     if workers == 1 or len(paths) == 1:
-        recognizer = Recognizer(model, beam=beam)
+        recognizer = Recognizer(model, beam=beam, threads=threads)
         for path in paths:
             yield _attempt(recognizer, path)
         return

@@ -13,6 +13,7 @@ from asr.errors import AsrError, nearest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
     from rich.console import Console
     from rich.progress import Progress
 
@@ -117,7 +118,7 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
 ) -> None:
-    """Train a model; Ctrl-C saves, --resume goes on. Several devices: torchrun --nproc-per-node N -m asr train ..."""
+    """Train a model; Ctrl-C saves, --resume goes on. Several devices: torchrun --nproc-per-node N -m -- asr train ..."""
     from rich.console import Console
 
     from asr.training import loop
@@ -353,11 +354,21 @@ def _transcribe_pipe(
     model: str, kinds: list[str], output: Path | None, beam: int, rate: int | None, overwrite: bool
 ) -> None:
     """Standard input as one recording; its outputs are called stdin."""
-    from asr.audio import pipe_blocks
+    from asr.audio import AudioError, pipe_blocks
     from asr.recognizer import Recognizer
     from asr.transcript import SUFFIXES, WRITERS, write
 
-    transcript = Recognizer(model, beam=beam).transcribe_blocks(pipe_blocks(sys.stdin.buffer, rate=rate))
+    broken: list[AudioError] = []
+
+    def heard() -> Iterator[np.ndarray]:
+        try:
+            yield from pipe_blocks(sys.stdin.buffer, rate=rate)
+        except AudioError as error:  # what came before it is worth having
+            broken.append(error)
+
+    transcript = Recognizer(model, beam=beam).transcribe_blocks(heard())
+    if broken and not transcript.duration_s:
+        raise broken[0]
     for kind in kinds:
         text = WRITERS[kind](transcript, "stdin")
         if output is None:
@@ -365,6 +376,8 @@ def _transcribe_pipe(
         else:
             _make_folder(output)
             write(output / f"stdin{SUFFIXES[kind]}", text, overwrite=overwrite)
+    if broken:
+        raise broken[0]
 
 
 def _stderr(quiet: bool) -> Console:

@@ -162,7 +162,7 @@ class Track:
         for frame in frames:
             if frame.sample_rate != rate:
                 raise ContainerError(f"expected one sample rate, got {rate} Hz and later {frame.sample_rate} Hz")
-            stamp = at if frame.pts is None else round((float(frame.pts * frame.time_base) - self._origin_s) * rate)
+            stamp = at if frame.time is None else round((frame.time - self._origin_s) * rate)
             if jumped:
                 at, jumped = min(stamp, start), False
             if stamp - at > _LONGEST_GAP_S * rate:
@@ -203,7 +203,7 @@ class Track:
 
 def _mono(frame: AudioFrame) -> np.ndarray:
     """(n,) float32, full scale +-1: the average of the frame's channels."""
-    samples = frame.to_ndarray()
+    samples: np.ndarray = frame.to_ndarray()
     channels = len(frame.layout.channels)
     if not frame.format.is_planar:
         samples = samples.reshape(-1, channels).T

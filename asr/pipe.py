@@ -95,7 +95,8 @@ class Stream:
         while len(chunk := self._exactly(8)) == 8:
             if chunk[:4] == b"RIFF":
                 raise PipeError("expected one recording, but another wav header follows; send one at a time")
-            self._skip(struct.unpack("<4xI", chunk)[0])
+            length = struct.unpack("<4xI", chunk)[0]
+            self._skip(length + length % 2)
 
     def _read_header(self) -> tuple[int, _Layout]:
         """Read up to the first sample: the rate, the layout and, in self._length, how much follows."""
@@ -117,6 +118,8 @@ class Stream:
                     self._length = length
                 return found
             start = self._exactly(min(length, 40))
+            if len(start) < min(length, 40):
+                break
             if name == b"fmt ":
                 found = _format(start)
             elif name == b"ds64" and len(start) >= 16:
@@ -181,4 +184,4 @@ def _decoded(data: bytes, layout: _Layout) -> np.ndarray:
         samples = np.frombuffer(data, f"<i{layout.width}").astype(np.float32) / 2 ** (8 * layout.width - 1)
     if layout.channels == 1:
         return samples
-    return samples.reshape(-1, layout.channels).mean(axis=1, dtype=np.float32)
+    return np.asarray(samples.reshape(-1, layout.channels).mean(axis=1, dtype=np.float32))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,11 @@ class Recognizer:
             best = ctc.greedy(log_probs) if self.beam == 1 else ctc.beam(log_probs, self.beam)[0]
             spans = zip(best.token_ids, ctc.align(log_probs, best.token_ids), strict=True)
             words += words_of(spans, self.tokens, self.frame_shift_s, first_frame * self.frame_shift_s)
+        duration_s = samples / audio.SAMPLE_RATE
+        if words:  # the last frame may end after the last sample
+            words[-1] = replace(words[-1], end_s=min(words[-1].end_s, duration_s))
         text = " ".join(word.text for word in words)
-        return Transcript(text, tuple(words), samples / audio.SAMPLE_RATE, self.name)
+        return Transcript(text, tuple(words), duration_s, self.name)
 
     def _stretches(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         """The recording's log-probabilities from pause to pause: the number of the first frame, and (T, V).

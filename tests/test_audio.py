@@ -1,7 +1,16 @@
+import io
+import math
 import os
+import random
+import struct
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -61,6 +70,63 @@ def of_unknown_length(folder: Path) -> bytes:
     return bytes(data)
 
 
+def contained(
+    folder: Path,
+    name: str,
+    codec: str | None,
+    samples: np.ndarray | None = None,
+    rate: int = 48_000,
+    *,
+    late: int = 0,
+    video: bool = False,
+    faststart: bool = False,
+    live: bool = False,
+) -> bytes:
+    """A container as FFmpeg writes it. late: samples by which the second half comes later than the first ends.
+
+    live: as a browser writes a recording, without lengths.
+    """
+    samples = tone(rate, 3.0) if samples is None else samples
+    channels = 1 if samples.ndim == 1 else samples.shape[1]
+    path = folder / f"made-{name}"
+    options = {"movflags": "+faststart"} if faststart else {"live": "1"} if live else {}
+    formats = {".m4a": "ipod", ".aac": "adts", ".wma": "asf"}
+    with av.open(str(path), "w", format=formats.get(path.suffix), options=options) as file:
+        packets: list[av.Packet] = []  # kept back: the header is right only when all encoders are open
+        if video:
+            pictures = file.add_stream("mpeg4", rate=25, width=64, height=64, pix_fmt="yuv420p")
+        if codec is not None:
+            layout = {1: "mono", 2: "stereo"}[channels]
+            track = file.add_stream(codec, rate=rate, layout=layout)
+            track.bit_rate = 64_000 * channels
+            converter = av.AudioResampler(format=track.format.name, layout=layout, rate=rate)
+            half = len(samples) // 2
+            for start, part in ((0, samples[:half]), (half + late, samples[half:])):
+                frame = av.AudioFrame.from_ndarray(
+                    np.ascontiguousarray(part.reshape(len(part), -1).T), format="fltp", layout=layout
+                )
+                frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), start
+                for converted in converter.resample(frame):
+                    packets += track.encode(converted)
+            for converted in converter.resample(None):
+                packets += track.encode(converted)
+            packets += track.encode(None)
+        if video:
+            for number in range(25):
+                picture = av.VideoFrame(64, 64, "yuv420p")
+                picture.pts, picture.time_base = number, Fraction(1, 25)
+                packets += pictures.encode(picture)
+            packets += pictures.encode(None)
+        file.mux(packets)
+    return path.read_bytes()
+
+
+def blanked(data: bytes) -> bytes:
+    """A file of which a part never arrived."""
+    third = len(data) // 3
+    return data[:third] + bytes(third) + data[2 * third :]
+
+
 PROSE = b"This is a letter, not a sound.\n" * 200
 BAD = {
     "folder.wav": (None, "got a folder"),
@@ -69,7 +135,18 @@ BAD = {
     "text.mp3": (PROSE, "can be decoded, got: data of another kind"),
     "text.au": (PROSE, "headerless data"),
     "samples.raw": (bytes(1000), "headerless data"),
-    "song.m4a": (b"\0\0\0\x20ftypM4A " + bytes(500), "convert it first: ffmpeg -i song.m4a song.wav"),
+    "song.m4a": (b"\0\0\0\x20ftypM4A " + bytes(500), "convert it: ffmpeg -i song.m4a song.wav"),
+    "text.m4a": (PROSE, "no audio that can be decoded"),
+    "playlist.mp4": (b"#EXTM3U\n#EXTINF:1,\nhttp://localhost/a.aac\n", "no audio that can be decoded"),
+    "empty.mkv": (b"", "empty file"),
+    "cut.m4a": (lambda folder: contained(folder, "a.m4a", "aac")[:-500], "cut short: its headers announce"),
+    "cut_fast.mp4": (lambda folder: contained(folder, "a.mp4", "aac", faststart=True)[:-500], "cut short: its headers"),
+    "cut.mkv": (lambda folder: contained(folder, "a.mkv", "libopus")[:-500], "cut short: its headers announce"),
+    "cut.webm": (lambda folder: contained(folder, "a.webm", "libopus")[:9000], "cut short: its headers announce"),
+    "cut.aac": (lambda folder: contained(folder, "a.aac", "aac")[:-50], "damaged"),
+    "cut.wma": (lambda folder: contained(folder, "a.wma", "wmav2")[:-500], "cut short: its headers announce"),
+    "zeros_within.mp4": (lambda folder: blanked(contained(folder, "a.mp4", "aac")), "damaged"),
+    "silent_film.mp4": (lambda folder: contained(folder, "a.mp4", None, video=True), "no audio track"),
     "only_header.wav": (lambda folder: encoded(folder, "a.wav", tone())[:44], "cut short"),
     "no_samples.wav": (lambda folder: encoded(folder, "a.wav", tone()[:0]), "holds no samples"),
     "cut.wav": (cut("a.wav", 0.5), "cut short"),
@@ -329,3 +406,294 @@ def test_pad_gives_a_frame_for_each_shift(samples: int, shift: int, extra: int) 
     left = extra // 2
     np.testing.assert_array_equal(padded[left : left + samples], waveform)
     assert np.count_nonzero(padded) == samples
+
+
+def similarity(a: np.ndarray, b: np.ndarray) -> float:
+    length = min(len(a), len(b))
+    return float(np.corrcoef(a[:length], b[:length])[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate", "channels", "options", "least"),
+    [
+        ("a.m4a", "aac", 44_100, 2, {}, 0.99),
+        ("a.mp4", "aac", 48_000, 1, {"faststart": True}, 0.99),
+        ("a.mov", "aac", 16_000, 2, {}, 0.99),
+        ("lossless.m4a", "alac", 16_000, 1, {}, 0.999_999),
+        ("film.mp4", "aac", 48_000, 2, {"video": True}, 0.99),
+        ("a.webm", "libopus", 48_000, 1, {}, 0.99),
+        ("a.mkv", "libopus", 48_000, 2, {"video": True}, 0.99),
+        ("lossless.mkv", "flac", 44_100, 1, {}, 0.999_999),
+        ("browser.webm", "libopus", 48_000, 2, {"live": True}, 0.99),
+        ("a.aac", "aac", 48_000, 1, {}, None),  # delayed by a packet: nothing in the file says by how much
+        ("a.wma", "wmav2", 44_100, 2, {}, None),
+        ("Grüße: 語音 (1).m4a", "aac", 48_000, 1, {}, 0.99),
+    ],
+)
+def test_containers(
+    tmp_path: Path, name: str, codec: str, rate: int, channels: int, options: dict[str, bool], least: float | None
+) -> None:
+    source = tone(rate, 3.0)
+    samples = source if channels == 1 else np.stack([source * 1.2, source * 0.8], axis=1)
+    path = tmp_path / name
+    path.write_bytes(contained(tmp_path, Path(name).suffix, codec, samples, rate, **options))
+    waveform = audio.read(path)
+    info = audio.info(path)
+    assert waveform.dtype == np.float32
+    assert len(waveform) / RATE == pytest.approx(3.0, abs=0.1)
+    assert info.duration_s == pytest.approx(len(waveform) / RATE, abs=0.1)
+    assert (info.sample_rate, info.channels) == (rate, channels)
+    assert info.format.split("/")[1] == codec.removeprefix("lib")
+    assert loudest_hertz(waveform) == pytest.approx(440, abs=1)
+    assert np.abs(waveform[3000:-3000]).max() == pytest.approx(0.5, abs=0.08)
+    if least is not None:
+        assert similarity(waveform, audio.resample(source, rate, RATE)) > least
+    np.testing.assert_array_equal(np.concatenate(list(audio.blocks(path, block_s=0.7))), waveform)
+    part = audio.read(path, offset_s=1.5, duration_s=0.5)
+    assert len(part) == 0.5 * RATE
+    shifts = range(-10, 11)  # Matroska's time stamps are rounded to 1 ms
+    assert max(similarity(part, waveform[24_000 + shift : 32_000 + shift]) for shift in shifts) > 0.98
+    assert len(audio.read(path, offset_s=2.0, duration_s=99)) == pytest.approx(len(waveform) - 2 * RATE, abs=16)
+    with pytest.raises(AudioError, match=r"expected audio at 9\.00 s, but the track ends at 3\.0"):
+        audio.read(path, offset_s=9)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "libopus")])
+def test_a_pause_in_the_track_keeps_its_length(tmp_path: Path, name: str, codec: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(contained(tmp_path, name, codec, late=48_000))
+    waveform = audio.read(path)
+    assert len(waveform) / RATE == pytest.approx(4.0, abs=0.1)
+    assert np.abs(waveform[round(1.6 * RATE) : round(2.4 * RATE)]).max() < 1e-3
+    part = audio.read(path, offset_s=2.0, duration_s=1.0)
+    assert len(part) == RATE
+    assert np.abs(part[: RATE // 3]).max() < 1e-3
+    assert similarity(part[RATE * 3 // 4 :], waveform[RATE * 11 // 4 :]) > 0.9 or codec == "libopus"
+
+
+def test_a_container_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(contained(tmp_path, "a.m4a", "aac"))
+    assert audio.info(tmp_path / "a.wav").format == "mov/aac"
+    (tmp_path / "b.m4a").write_bytes(encoded(tmp_path, "a.flac", tone()))
+    assert audio.info(tmp_path / "b.m4a").format == "FLAC/PCM_16"
+
+
+def test_an_appended_tag_is_no_loss(tmp_path: Path) -> None:
+    path = tmp_path / "a.m4a"
+    path.write_bytes(contained(tmp_path, "a.m4a", "aac") + b"TAG" + b"A title" * 20)
+    assert len(audio.read(path)) == pytest.approx(3 * RATE, abs=0.1 * RATE)
+
+
+@pytest.mark.parametrize("suffix", [".m4a", ".mp4", ".mov", ".webm", ".mkv", ".aac", ".wma"])
+def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / f"a{suffix}").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(12))
+    assert suffix in audio.SUFFIXES
+    for reader in (audio.read, audio.info):
+        with pytest.raises(AudioError, match=r"a\.\w+: reading .* needs PyAV: pip install 'asr\[containers\]'"):
+            reader(tmp_path / f"a{suffix}")
+
+
+class Trickle(io.RawIOBase):
+    """A pipe that gives a few bytes at a time, from 1 to most."""
+
+    def __init__(self, data: bytes, most: int) -> None:
+        self._data, self._most, self._random = io.BytesIO(data), most, random.Random(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        assert size > 0, "reads all of a stream that may never end"
+        return self._data.read(min(size, self._random.randint(1, self._most)))
+
+
+def chunk(name: bytes, content: bytes, length: int | None = None) -> bytes:
+    size = len(content) if length is None else length
+    return name + struct.pack("<I", size) + content + bytes(len(content) % 2)
+
+
+KINDS = {  # bits, float? -> (dtype, full scale, zero)
+    (8, False): (np.uint8, 128, 128),
+    (16, False): ("<i2", 2**15, 0),
+    (24, False): (None, 2**23, 0),
+    (32, False): ("<i4", 2**31, 0),
+    (32, True): ("<f4", 1, 0),
+    (64, True): ("<f8", 1, 0),
+}
+
+
+def stream(
+    samples: np.ndarray,
+    bits: int = 16,
+    floats: bool = False,
+    *,
+    rate: int = RATE,
+    length: int | None = None,
+    before: bytes = b"",
+    after: bytes = b"",
+    extensible: bool = False,
+    tag: int | None = None,
+) -> bytes:
+    """A wav stream written byte by byte. length: what the header says instead of the true number of bytes."""
+    dtype, scale, zero = KINDS[bits, floats]
+    values = samples.astype(np.float64) * scale + zero
+    if dtype is None:
+        data = np.round(values).astype("<i4").reshape(-1, 1).view(np.uint8)[:, :3].tobytes()
+    else:
+        data = (values if floats else np.round(values)).astype(dtype).tobytes()
+    channels = 1 if samples.ndim == 1 else samples.shape[1]
+    frame = channels * bits // 8
+    kind = (3 if floats else 1) if tag is None else tag
+    form = struct.pack("<HHIIHH", 0xFFFE if extensible else kind, channels, rate, rate * frame, frame, bits)
+    if extensible:
+        guid = struct.pack("<H", kind) + bytes.fromhex("000000001000800000aa00389b71")
+        form += struct.pack("<HHI", 22, bits, 0) + guid
+    body = b"WAVE" + before + chunk(b"fmt ", form) + chunk(b"data", data, length) + after
+    return b"RIFF" + struct.pack("<I", 0xFFFFFFFF if length is not None else len(body)) + body
+
+
+LIST = chunk(b"LIST", b"INFOISFT" + struct.pack("<I", 13) + b"Lavf62.12.10\0\0")
+ODD = chunk(b"note", b"odd")
+HEADERS: dict[str, dict[str, object]] = {
+    "true length": {},
+    "ffmpeg": {"length": 0xFFFFFFFF, "before": LIST},
+    "sox": {"length": 0x7FFFF000},
+    "arecord": {"length": 0x80000000},
+    "zero length": {"length": 0},
+    "odd chunk before": {"before": ODD + LIST},
+    "large chunk before": {"before": chunk(b"junk", bytes(100_001))},
+    "chunks after": {"after": LIST + ODD},
+    "end within a chunk after": {"after": LIST[:11]},
+    "extensible": {"extensible": True},
+    "8 bits": {"bits": 8},
+    "24 bits": {"bits": 24},
+    "32 bits": {"bits": 32, "extensible": True},
+    "float": {"bits": 32, "floats": True},
+    "double": {"bits": 64, "floats": True, "extensible": True, "length": 0xFFFFFFFF},
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.parametrize(("channels", "rate", "most"), [(1, RATE, 5000), (2, 44_100, 999), (6, 8000, 70_000)])
+def test_pipe(name: str, channels: int, rate: int, most: int) -> None:
+    source = tone(rate, 0.5)
+    samples = source if channels == 1 else source[:, None] * np.linspace(0.5, 1.5, channels)
+    data = stream(samples, rate=rate, **HEADERS[name])  # type: ignore[arg-type]
+    waveform = np.concatenate(list(audio.pipe_blocks(Trickle(data, most), block_s=0.1)))
+    assert waveform.dtype == np.float32
+    expected = audio.resample(source, rate, RATE)
+    assert len(waveform) == len(expected)
+    np.testing.assert_allclose(waveform, expected, atol=0.02 if name == "8 bits" else 1e-4)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("format", ["WAV", "WAVEX", "RF64"])
+def test_pipe_and_file_give_the_same(tmp_path: Path, subtype: str, format: str) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([tone(hertz=300), tone(hertz=900)], axis=1), RATE, subtype=subtype, format=format)
+    waveform = np.concatenate(list(audio.pipe_blocks(io.BytesIO(path.read_bytes()))))
+    np.testing.assert_allclose(waveform, audio.read(path), atol=1e-7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    most=st.integers(1, 3000),
+    block_s=st.floats(0.001, 2.0),
+    rate=st.sampled_from([8000, RATE, 44_100]),
+    spare=st.integers(0, 1),
+)
+def test_raw_pipe(most: int, block_s: float, rate: int, spare: int) -> None:
+    values = np.round(tone(rate, 0.1) * 2**15).astype("<i2")
+    pieces = list(audio.pipe_blocks(Trickle(values.tobytes() + b"x" * spare, most), rate=rate, block_s=block_s))
+    size = max(1, round(block_s * RATE))
+    assert all(len(piece) == size for piece in pieces[:-1])
+    assert 0 < len(pieces[-1]) <= size
+    expected = audio.resample(values.astype(np.float32) / 2**15, rate, RATE)
+    np.testing.assert_allclose(np.concatenate(pieces), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 7])
+def test_raw_pipe_of_a_few_samples(count: int) -> None:
+    values = np.arange(1, count + 1, dtype="<i2")
+    waveform = np.concatenate(list(audio.pipe_blocks(io.BytesIO(values.tobytes()), rate=RATE)))
+    np.testing.assert_array_equal(waveform * 2**15, values)
+
+
+BAD_PIPES: dict[str, tuple[bytes, int | None, str]] = {
+    "nothing": (b"", None, "empty stream"),
+    "nothing raw": (b"", 8000, "empty stream"),
+    "half a sample": (b"x", 16_000, "too few"),
+    "text": (PROSE, None, "expected a wav stream, got data that begins b'This is a le'; give --rate for raw samples"),
+    "mp3": (b"ID3\x04" + bytes(100), None, "or convert it: ffmpeg -i FILE -f wav -"),
+    "big-endian": (b"RIFX" + stream(tone())[4:], None, "expected a wav stream"),
+    "wav as raw": (stream(tone()), 16_000, "leave out --rate"),
+    "no rate": (b"abcd", 0, "above 0, got 0"),
+    "negative rate": (b"abcd", -8000, "above 0, got -8000"),
+    "within the header": (stream(tone())[:30], None, "ends within its wav header"),
+    "header only": (stream(tone(), length=0)[:44], None, "no samples"),
+    "no format": (b"RIFF\0\0\0\0WAVE" + chunk(b"data", bytes(100)), None, "expected a fmt chunk"),
+    "short format": (b"RIFF\0\0\0\0WAVE" + chunk(b"fmt ", bytes(4)), None, "expected a fmt chunk of 16 bytes"),
+    "mu-law": (stream(tone(), 8, tag=7), None, "plain samples, got mu-law; convert it"),
+    "extensible mu-law": (stream(tone(), 8, tag=7, extensible=True), None, "got mu-law"),
+    "mp3 in wav": (stream(tone(), tag=0x55), None, "got mp3"),
+    "unknown format": (stream(tone(), tag=0x1234), None, "got format 0x1234"),
+    "16-bit float": (stream(tone(), 16, tag=3), None, "got 16 bits, 1 channels"),
+    "rate of zero": (stream(tone(), rate=0), None, "0 Hz"),
+    "nan": (stream(np.array([0, math.nan, 0]), 32, True), None, "1 that are NaN or infinite"),
+    "too large": (stream(np.array([0, 1e300, 0]), 64, True), None, "1 that are NaN or infinite"),
+    "two recordings": (stream(tone()) * 2, None, "another wav header follows"),
+    "two with a chunk between": (stream(tone(), after=ODD) * 2, None, "another wav header follows"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PIPES)
+def test_bad_pipe(name: str) -> None:
+    data, rate, message = BAD_PIPES[name]
+    with pytest.raises(AudioError) as caught:
+        list(audio.pipe_blocks(Trickle(data, 1000), rate=rate))
+    assert str(caught.value).startswith("the pipe: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rate", [RATE, 48_000])
+def test_pipe_cut_short_gives_what_came_first(rate: int) -> None:
+    blocks = audio.pipe_blocks(Trickle(stream(tone(rate, 2.0), rate=rate)[: 44 + 2 * rate + 1], 9999), block_s=0.3)
+    came = 0
+    with pytest.raises(AudioError, match=r"announces 2\.00 s of audio, the stream ended after 1\.00 s"):  # noqa: PT012
+        for block in blocks:
+            came += len(block)
+    assert came == RATE
+
+
+def test_pipe_that_does_not_wait() -> None:
+    class Impatient(io.RawIOBase):
+        def read(self, size: int = -1) -> None:
+            return None
+
+    with pytest.raises(AudioError, match="non-blocking"):
+        list(audio.pipe_blocks(Impatient()))
+
+
+def test_a_real_pipe_gives_blocks_while_it_is_open() -> None:
+    script = """
+import sys, time
+data = sys.stdin.buffer.read()
+sys.stdout.buffer.write(data[:20_044]); sys.stdout.buffer.flush()
+time.sleep(2)
+sys.stdout.buffer.write(data[20_044:])
+"""
+    data = stream(tone(), length=0xFFFFFFFF)
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        writer.stdin.write(data)
+        writer.stdin.close()
+        blocks = audio.pipe_blocks(writer.stdout, block_s=0.5)
+        first = next(blocks)
+        then = time.monotonic()
+        rest = list(blocks)
+        waited = time.monotonic() - then
+    assert waited > 1, "the first block came only with the last"
+    np.testing.assert_allclose(np.concatenate([first, *rest]), tone(), atol=1e-4)
