@@ -83,7 +83,8 @@ def test_one_bad_file_stops_no_other(cli: Cli, tmp_path: Path) -> None:
     complaints = done.stderr.splitlines()
     assert "empty.wav" in complaints[0]
     assert "missing.wav" in complaints[1]
-    assert complaints[2] == "2 of 3 files failed, see above"
+    assert complaints[2].startswith("1 of 3 recordings")
+    assert complaints[2].endswith("2 failed, see above")
 
 
 def test_a_pipe(tmp_path: Path) -> None:
