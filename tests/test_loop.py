@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import os
@@ -336,6 +337,24 @@ def test_kill_and_ctrl_c_of_a_process(tmp_path: Path, settings: Callable[..., co
 
 
 @pytest.mark.usefixtures("no_plots")
+def test_init_copies_what_fits_and_lists_the_rest(
+    tmp_path: Path, finished: tuple[Path, config.Config], no_plots: None
+) -> None:
+    run, chosen = finished
+    console = Console(file=io.StringIO(), width=400)
+    still = config.parse(config.to_dict(chosen) | {"init": str(run), "epochs": 1, "optimiser": {"lr": 1e-12}}, "test")
+    train(still, tmp_path / "same", console=console)
+    before, after = (checkpoint.load(folder / "model.safetensors")[0] for folder in (run, tmp_path / "same"))
+    for name in before:  # hardly moved by a learning rate of next to nothing
+        torch.testing.assert_close(after[name], before[name], atol=1e-5, rtol=1e-4)
+    assert "drawn anew" not in console.file.getvalue()
+
+    tree = config.to_dict(still)
+    tree["data"]["alphabet"] += "xyz"
+    train(config.parse(tree, "test"), tmp_path / "other", console=console)
+    assert "drawn anew: network.output.1.bias, network.output.1.weight" in console.file.getvalue()
+
+
 def test_resuming_a_finished_training_changes_nothing(
     tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

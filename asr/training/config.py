@@ -148,6 +148,7 @@ class Config(_Section):
     licence: str = "unspecified"  # of the trained model; it follows the corpus
     description: str = ""  # of the training data, a line for the model's card
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    init: Path | None = None  # a run folder or weights file to start from: what fits is copied, what does not is listed
     epochs: Annotated[int, Field(ge=1)] = 30
     sortagrad_epochs: Annotated[int, Field(ge=0)] = 1  # first epochs in order of length (Amodei et al. 2016)
     patience: Annotated[int, Field(ge=1)] | None = None  # epochs without a better dev CER before stopping
@@ -211,6 +212,8 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
             data["train"] = [str(folder / item) if isinstance(item, str) else item for item in data["train"]]
         if isinstance(data.get("dev"), str):
             data["dev"] = str(folder / data["dev"])
+    if isinstance(tree.get("init"), str):
+        tree["init"] = str(folder / tree["init"])
     if isinstance(augment, dict) and isinstance(augment.get("noise"), str):
         augment["noise"] = str(folder / augment["noise"])
 

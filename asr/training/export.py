@@ -123,7 +123,7 @@ def _portable(settings: config.Config) -> dict[str, object]:
     tree = config.to_dict(settings)
     tree["data"] = {name: value for name, value in tree["data"].items() if name not in ("train", "dev")}
     tree["augment"] = {name: value for name, value in tree["augment"].items() if name != "noise"}
-    return tree
+    return {name: value for name, value in tree.items() if name != "init"}
 
 
 def _check_parity(model: AcousticModel, data: bytes) -> None:

@@ -102,6 +102,7 @@ def train(
     tokens = Tokens.of(settings.data.alphabet)
     torch.manual_seed(settings.seed)
     model = AcousticModel(settings, len(tokens))
+    fitted = settings.init is not None and _warm_start(model, settings, console)
     corpora = _read_corpora(settings, tokens, model, run if fabric.is_global_zero else None, console)
     session = _Session(settings, run, fabric, model, *corpora, console)
     last = run / "last.safetensors"
@@ -110,7 +111,8 @@ def train(
     else:
         if resume:
             console.print(f"{run}: holds no checkpoint yet; starting from the beginning", soft_wrap=True)
-        session.fit_features()
+        if not fitted:
+            session.fit_features()
     try:
         with session.log, _interruptible() as interrupted:
             if session.run_epochs(interrupted):
@@ -419,8 +421,8 @@ class _Session:
             summary = {
                 "epochs": len(self.state.history),
                 "weights": chosen,
-                "dev_wer": wer,
-                "dev_cer": cer,
+                "dev_wer": round(wer, 5),
+                "dev_cer": round(cer, 5),
                 "train_hours": round(sum(example.duration_s for example in self.train_set.examples) / 3600, 3),
                 "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
                 "minutes": round(self.state.elapsed_s / 60, 2),
@@ -559,6 +561,24 @@ def _changed(old: Any, new: Any, key: str = "") -> Iterator[str]:
             yield from _changed(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
     elif old != new:
         yield key
+
+
+def _warm_start(model: AcousticModel, settings: config.Config, console: Console) -> bool:
+    """Copy what fits from the model that settings.init names; whether that includes the features' mean and deviation."""
+    assert settings.init is not None
+    donor, donor_settings, _, _ = checkpoint.load_model(settings.init)
+    same_features = donor_settings.features == settings.features
+    own = model.state_dict()
+    fits = {
+        name: value
+        for name, value in donor.state_dict().items()
+        if name in own and own[name].shape == value.shape and (same_features or name not in ("mean", "std"))
+    }
+    model.load_state_dict(fits, strict=False)
+    anew = sorted(own.keys() - fits.keys())
+    note = f"; drawn anew: {', '.join(anew)}" if anew else ""
+    console.print(f"started from {settings.init}: {len(fits)} of {len(own)} tensors fit{note}", soft_wrap=True)
+    return same_features
 
 
 def _read_corpora(
