@@ -374,12 +374,11 @@ def test_missing_folder_or_file_in_place_of_one(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_unwritable_folder(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(OutputError, match="Permission denied"):
-            write(tmp_path / "a.txt", "text")
-        assert names(tmp_path) == []
-    finally:
-        tmp_path.chmod(0o700)
+def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:  # chmod would not stop root
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OutputError, match="Permission denied"):
+        write(tmp_path / "a.txt", "text")
+    assert names(tmp_path) == []
