@@ -148,19 +148,14 @@ def test_quiet_bands_survive_beside_a_loud_one() -> None:
     np.testing.assert_allclose(got, expected, atol=0.02)
 
 
-def test_convolution_keeps_full_precision_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[bool] = []
-    convolve = torch.nn.functional.conv1d
-
-    def watched(*args: Any, **options: Any) -> Tensor:
-        seen.append(torch.backends.cudnn.allow_tf32)
-        return convolve(*args, **options)
-
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled
-    monkeypatch.setattr(torch.nn.functional, "conv1d", watched)
-    front_end()(waveform(1_000))
-    assert seen == [False]
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled) == before
+@pytest.mark.parametrize("shape", SHAPES)
+def test_convolution_of_the_exported_file_equals_the_fft(shape: dict[str, Any]) -> None:
+    layer = front_end(**shape)
+    for samples in (layer.win_length, 5_000):
+        x = waveform(samples)
+        power = layer._power(x)
+        assert power.shape[2] == layer.frames(samples)
+        torch.testing.assert_close(layer._power_by_convolution(x), power, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("deltas", [1, 2])

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import soundfile
 import torch
 import yaml
 from rich.console import Console
-from safetensors import safe_open
 
 from asr.manifest import ManifestError, Utterance, write
 from asr.metrics import Scored
@@ -288,17 +288,28 @@ def test_killed_at_any_write_it_ends_the_same(
 
 
 def steps_done(run: Path) -> int:
+    # One read of one file: safe_open opens it twice, and a running training may put a newer one in between.
     try:
-        with safe_open(run / "last.safetensors", framework="pt") as file:
-            return int(json.loads(file.metadata()["asr"])["progress"]["step"])
+        content = (run / "last.safetensors").read_bytes()
     except FileNotFoundError:
         return -1
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    return int(json.loads(header["__metadata__"]["asr"])["progress"]["step"])
 
 
-def start(run: Path, config_file: Path, *options: str) -> subprocess.Popen[str]:
+@contextmanager
+def started(run: Path, config_file: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A training in a process of its own, which does not outlive the test."""
     command = [sys.executable, "-m", "asr", "train", str(config_file), "--run", str(run), "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen([*command, "--threads", "1", *options], stderr=subprocess.PIPE, text=True, env=environment)
+    with subprocess.Popen(
+        [*command, "--threads", "1", *options], stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -315,16 +326,14 @@ def test_kill_and_ctrl_c_of_a_process(tmp_path: Path, settings: Callable[..., co
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict(chosen)))
     run, reference = tmp_path / "run", tmp_path / "reference"
 
-    process = start(run, tmp_path / "config.yaml")
-    wait_for(lambda: steps_done(run) >= 5, process)
-    process.kill()
-    process.communicate()
+    with started(run, tmp_path / "config.yaml") as process:
+        wait_for(lambda: steps_done(run) >= 5, process)
     killed_at = steps_done(run)
 
-    process = start(run, tmp_path / "config.yaml", "--resume")
-    wait_for(lambda: steps_done(run) >= killed_at + 4, process)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
+    with started(run, tmp_path / "config.yaml", "--resume") as process:
+        wait_for(lambda: steps_done(run) >= killed_at + 4, process)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
     assert process.returncode == 130, said
     assert "and saved; the same command with --resume goes on from there" in said
     stopped_at = steps_done(run)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from asr import audio
 from asr.training import config, model
-from asr.training.model import AcousticModel, Network, SequenceNorm
+from asr.training.model import AcousticModel, Dropout, Network, SequenceNorm, _reverse
 
 CELLS = ["rnn_tanh", "rnn_relu", "gru", "lstm"]
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
@@ -184,7 +184,7 @@ def test_two_directions_equal_torchs_over_packed_sequences(cell: str) -> None:
     x, lengths = ragged([9, 1, 6])
     packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     expected, _ = nn.utils.rnn.pad_packed_sequence(theirs(packed)[0], batch_first=True)
-    got = layer(x, lengths)
+    got = layer(x.transpose(0, 1), lengths).transpose(0, 1)
     for row, length in enumerate(lengths.tolist()):
         torch.testing.assert_close(got[row, :length], expected[row, :length], atol=1e-6, rtol=1e-5)
 
@@ -290,13 +290,34 @@ def test_sequence_norm_ignores_padding() -> None:
     norm = SequenceNorm(N_FEATURES).train()
     x, lengths = ragged([9, 4])
     x[1, 4:] = 1e6
-    y = norm(x, lengths)
+    y = norm(x.transpose(0, 1), lengths).transpose(0, 1)
     valid = torch.cat([x[0], x[1, :4]])
     expected = (valid - valid.mean(0)) / (valid.var(0, unbiased=False) + 1e-5).sqrt()
     torch.testing.assert_close(torch.cat([y[0], y[1, :4]]), expected, atol=1e-5, rtol=0)
     assert (y[1, 4:] == 0).all()
     torch.testing.assert_close(norm.norm.running_mean, 0.1 * valid.mean(0))
     torch.testing.assert_close(norm.norm.running_var, 0.9 + 0.1 * valid.var(0))
+
+
+def test_gradients_pass_through_the_reversal() -> None:
+    x = torch.randn(5, 3, 2, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([5, 1, 4])
+    assert torch.equal(_reverse(_reverse(x, lengths), lengths), x)
+    assert torch.autograd.gradcheck(lambda x: _reverse(x, lengths), (x,))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
+def test_dropout_keeps_the_mean(rate: float) -> None:
+    torch.manual_seed(0)
+    dropout, x = Dropout(rate), torch.ones(1001, 999)
+    y = dropout(x)
+    assert abs(float((y == 0).float().mean()) - rate) < 0.004  # of a rate in steps of 1/256
+    torch.testing.assert_close(y[y != 0].unique(), torch.tensor([256 / dropout.kept]))
+    assert abs(float(y.mean()) - 1) < 0.004
+    rows, columns = (y == 0).float().mean(1), (y == 0).float().mean(0)
+    assert float(rows.std()) < 0.02  # no pattern along either axis
+    assert float(columns.std()) < 0.02
+    assert torch.equal(dropout.eval()(x), x)
 
 
 def test_fit_gives_zero_mean_and_unit_variance() -> None:

@@ -148,6 +148,7 @@ class _Session:
             lr=settings.optimiser.lr,
             betas=settings.optimiser.betas,
             weight_decay=settings.optimiser.weight_decay,
+            fused=True,
         )
         self.network, self.optimiser = fabric.setup(model.network, self.raw_optimiser)
         self.ema = {name: value.detach().clone() for name, value in model.state_dict().items()} if settings.ema else {}
@@ -500,7 +501,8 @@ def _launch(settings: config.Config, device: str) -> Fabric:
         raise TrainingError("expected a CUDA device, found none; use --device cpu, or check the driver with nvidia-smi")
     if not on_cuda:
         _keep_memory()
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it announces the precision on stderr
+    for name in ("lightning.fabric", "lightning.pytorch"):  # which of them announces the precision on stderr varies
+        logging.getLogger(name).setLevel(logging.WARNING)
     precision = settings.precision
     if precision == "auto":
         precision = "bf16-mixed" if on_cuda else "32-true"
