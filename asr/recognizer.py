@@ -23,6 +23,9 @@ MAX_S = 20 * 60.0  # in one pass of the network; more would need gigabytes
 _WINDOW_S = 30.0  # of a long recording, in each pass
 _CONTEXT_S = 2.0  # heard on either side of the frames that a pass contributes
 _MIN_PAUSE_S = 0.3  # a cut is made within at least so much silence, if there is any
+# CTC emits a letter soon after it begins to sound; a word goes on for so much longer than its last letter's frames (of the
+# values from 0 to 0.3 s, the one with the least median error on FSDD's dev digits).
+_LETTER_S = 0.08
 _BUNDLED = Path(__file__).parent / "models"
 
 
@@ -118,8 +121,10 @@ class Recognizer:
             spans = zip(best.token_ids, ctc.align(log_probs, best.token_ids), strict=True)
             words += words_of(spans, self.tokens, self.frame_shift_s, first_frame * self.frame_shift_s)
         duration_s = samples / audio.SAMPLE_RATE
-        if words:  # the last frame may end after the last sample
-            words[-1] = replace(words[-1], end_s=min(words[-1].end_s, duration_s))
+        limits = [*(following.start_s for following in words[1:]), duration_s]
+        words = [
+            replace(word, end_s=min(word.end_s + _LETTER_S, limit)) for word, limit in zip(words, limits, strict=True)
+        ]
         text = " ".join(word.text for word in words)
         return Transcript(text, tuple(words), duration_s, self.name)
 

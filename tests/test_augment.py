@@ -55,6 +55,18 @@ def test_gain_is_uniform_in_its_range() -> None:
     assert gains_db.mean() == pytest.approx(-3, abs=0.8)
 
 
+def test_equaliser_changes_each_octave_by_its_own_gain() -> None:
+    tones, rng = sum(tone(hertz, level=0.05) for hertz in (250, 500, 1000, 2000, 4000)), generator()
+    got = [augment.equalise(tones, 12.0, rng) for _ in range(200)]
+    assert all(one.dtype == np.float32 and len(one) == len(tones) for one in got)
+    before = np.abs(np.fft.rfft(tones))
+    gains_db = np.array([20 * np.log10((np.abs(np.fft.rfft(one)) / before)[[250, 500, 1000, 2000, 4000]]) for one in got])
+    assert -12.01 <= gains_db.min() < -11
+    assert 11 < gains_db.max() <= 12.01
+    np.testing.assert_allclose(gains_db.mean(0), 0, atol=2)
+    assert np.abs(np.corrcoef(gains_db.T) - np.eye(5)).max() < 0.3  # drawn independently
+
+
 @pytest.mark.parametrize("noise_samples", [100, RATE - 1, RATE, 5 * RATE])
 def test_noise_reaches_its_ratio(noise_samples: int) -> None:
     waveform = tone(440)

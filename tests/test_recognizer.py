@@ -55,6 +55,24 @@ def test_words_stand_where_the_digits_are(recognizer: Recognizer) -> None:
         assert after.start_s - before.start_s == pytest.approx(1.0, abs=0.08)
 
 
+def test_word_times_against_known_boundaries(recognizer: Recognizer) -> None:
+    """Single digits joined with pauses: half of their starts and ends are found within 60 ms."""
+    rng = np.random.default_rng(0)
+    digits = [audio.read(DATA / name) for name in ("7_jackson_0.wav", "3_nicolas_0.wav")]
+    pieces, bounds, at = [], [], 0
+    for _ in range(12):
+        digit, pause = digits[rng.integers(2)], round(rng.uniform(0.2, 0.6) * 16000)
+        bounds += [(at + pause) / 16000, (at + pause + len(digit)) / 16000]
+        at += pause + len(digit)
+        pieces += [rng.normal(0, 1e-4, pause), digit]
+    joined = np.concatenate([*pieces, pieces[0]]).astype(np.float32)
+    words = recognizer.transcribe(joined, 16000).words
+    found = [time for word in words for time in (word.start_s, word.end_s)]
+    errors = np.abs(np.array(found) - bounds)
+    assert np.median(errors) <= 0.06
+    assert errors.max() <= 0.3
+
+
 def test_threads_share_one_recogniser(recognizer: Recognizer) -> None:
     with ThreadPoolExecutor(4) as pool:
         transcripts = list(pool.map(recognizer.transcribe, [DIGITS, DATA / "7_jackson_0.wav"] * 6))

@@ -12,6 +12,9 @@ from asr import audio
 from asr.training import config
 
 
+_OCTAVES = [125 * 2**i for i in range(7)]  # Hz
+
+
 def speed(waveform: np.ndarray, factor: float) -> np.ndarray:
     """(N,) -> (round(N / factor),): faster and higher for factor > 1, slower and lower below (Ko et al. 2015)."""
     return audio.resample(waveform, round(audio.SAMPLE_RATE * factor), audio.SAMPLE_RATE)
@@ -20,6 +23,18 @@ def speed(waveform: np.ndarray, factor: float) -> np.ndarray:
 def gain(waveform: np.ndarray, range_db: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
     """(N,) louder or softer by a gain drawn from the range; not clipped, since features take any level."""
     return waveform * np.float32(10 ** (rng.uniform(*range_db) / 20))
+
+
+def equalise(waveform: np.ndarray, most_db: float, rng: np.random.Generator) -> np.ndarray:
+    """(N,) through a random equaliser, as another microphone or room would colour it.
+
+    Its gain is drawn from +-most_db at each octave from 125 Hz to 8 kHz, and linear in between.
+    source: Nam et al. 2022, "FilterAugment: An acoustic environmental data augmentation method".
+    """
+    spectrum = np.fft.rfft(waveform)
+    frequencies = np.fft.rfftfreq(len(waveform), 1 / audio.SAMPLE_RATE)
+    gains_db = np.interp(frequencies, _OCTAVES, rng.uniform(-most_db, most_db, len(_OCTAVES)))
+    return np.fft.irfft(spectrum * 10 ** (gains_db / 20), len(waveform)).astype(np.float32)
 
 
 def add_noise(

@@ -108,6 +108,7 @@ class Augment(_Section):
 
     speed: Annotated[tuple[_Speed, ...], AfterValidator(_not_empty)] = (1.0,)  # factors; tempo and pitch together
     gain_db: _Range = (0.0, 0.0)  # uniform range
+    equaliser_db: Annotated[float, Field(ge=0, le=40)] = 0.0  # random gain of each octave, up to +- this
     noise: Path | None = None  # folder of noise recordings
     noise_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the utterances get noise, if there is a folder
     snr_db: _Range = (5.0, 25.0)  # uniform range

@@ -228,6 +228,8 @@ class Corpus:
         waveform = self.waveform(item.index)
         if item.speed != 1.0:
             waveform = augment.speed(waveform, item.speed)
+        if settings.equaliser_db:
+            waveform = augment.equalise(waveform, settings.equaliser_db, rng)
         if self._noises and rng.random() < settings.noise_share:
             waveform = augment.add_noise(waveform, self._noises, settings.snr_db, rng)
         if settings.gain_db != (0.0, 0.0):
