@@ -264,6 +264,13 @@ def align(log_probs: np.ndarray, token_ids: Sequence[int]) -> list[Span]:
             "the text is too long for the audio; check that they belong together"
         )
 
+    # Where the most probable path of all spells this text, it is the one: greedy decoding, and most beam searches.
+    path = log_probs.argmax(axis=1)
+    starts = np.flatnonzero((np.diff(path, prepend=BLANK) != 0) & (path != BLANK))
+    if np.array_equal(path[starts], token_ids):
+        ends = np.append(np.flatnonzero(np.diff(path) != 0) + 1, n_frames)
+        return _spans(log_probs, token_ids, starts, ends[np.searchsorted(ends, starts, "right")])
+
     states = np.full(2 * len(token_ids) + 1, BLANK)
     states[1::2] = token_ids
     barred = np.ones(len(states), bool)  # states that cannot be reached by skipping the one before
@@ -285,7 +292,6 @@ def align(log_probs: np.ndarray, token_ids: Sequence[int]) -> list[Span]:
     state = len(states) - 1 if best[-1] > best[-2] else len(states) - 2  # the last blank need not be there
     if best[state] == _NEVER:
         raise CtcError("expected a path with a probability above 0, but some token of the text has none in every frame")
-    path = np.empty(n_frames, np.int64)
     for t in range(n_frames - 1, -1, -1):
         path[t] = state
         state -= int(moves[t, state])
@@ -293,10 +299,16 @@ def align(log_probs: np.ndarray, token_ids: Sequence[int]) -> list[Span]:
     # The path never goes back, so that each state's frames are one run of a sorted array.
     token_states = np.arange(1, len(states), 2)
     starts, ends = np.searchsorted(path, token_states, "left"), np.searchsorted(path, token_states, "right")
-    return [
-        Span(start, end, float(np.exp(log_probs[start:end, token_id]).mean()))
-        for start, end, token_id in zip(starts.tolist(), ends.tolist(), token_ids, strict=True)
-    ]
+    return _spans(log_probs, token_ids, starts, ends)
+
+
+def _spans(log_probs: np.ndarray, token_ids: Sequence[int], starts: np.ndarray, ends: np.ndarray) -> list[Span]:
+    """Each token's frames with their mean probability; starts and ends: (U,) frames."""
+    lengths = ends - starts
+    first = np.cumsum(lengths) - lengths  # where each token's frames begin in a list of all their frames
+    frames = np.arange(lengths.sum()) + np.repeat(starts - first, lengths)
+    scores = np.add.reduceat(np.exp(log_probs[frames, np.repeat(token_ids, lengths)]), first) / lengths
+    return list(map(Span, starts.tolist(), ends.tolist(), scores.tolist()))
 
 
 def _top(scores: np.ndarray, count: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -12,14 +14,15 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from asr import audio, ctc
+from asr import audio, ctc, onnxfile
 from asr.errors import AsrError
-from asr.tokens import BLANK, Tokens
+from asr.tokens import BLANK, TokenError, Tokens
 from asr.transcript import Transcript, Word, words_of
 
 SCHEMA = 1  # the newest metadata that this version understands
 DEFAULT_MODEL = "digits"
 MAX_S = 20 * 60.0  # in one pass of the network; more would need gigabytes
+_MAX_MEMORY = 8 << 30  # bytes, for all networks of a process; twice what MAX_S takes in a large one
 _WINDOW_S = 30.0  # of a long recording, in each pass
 _CONTEXT_S = 2.0  # heard on either side of the frames that a pass contributes
 _MIN_PAUSE_S = 0.3  # a cut is made within at least so much silence, if there is any
@@ -48,25 +51,36 @@ class Recognizer:
     def __init__(self, model: str | Path | None = None, *, beam: int = 16, threads: int | None = None) -> None:
         if beam < 1:
             raise ModelError(f"expected a beam of at least 1, got {beam}")
-        path = find_model(model)
+        path = self._path = find_model(model)
+        _limit_memory()
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it would log is in its exceptions
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads sleep
+        options.add_session_config_entry("session.use_env_allocators", "1")  # that of _limit_memory
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # or it would guess
         if threads:
             options.intra_op_num_threads = threads
         try:
-            self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+            # Folding computes outside of the limited memory; the exporter has folded what there was.
+            self._session = onnxruntime.InferenceSession(
+                onnxfile.read(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
+            )
         except PermissionError:
-            raise ModelError(f"{path}: no permission to read this file") from None
+            raise ModelError(f"{path}: no permission to read this file; change its mode or its owner") from None
         except Exception as error:  # onnxruntime has no narrower class for bad files
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelError(f"{path}: expected a model (ONNX) written by asr export, got: {reason}") from None
+            raise ModelError(
+                f"{path}: expected a model (ONNX) written by asr export, got: {_reason(error)}; export it again, or get a whole copy"
+            ) from None
         self.card = _read_card(self._session, path)
         self.name: str = self.card["name"]
-        self.tokens = Tokens(self.card["tokens"])
+        try:
+            self.tokens = Tokens(self.card["tokens"])
+        except (TokenError, TypeError) as error:
+            raise ModelError(f"{path}: {error}; export the model again") from None
         self.frame_shift_s: float = self.card["frame_shift"] / audio.SAMPLE_RATE
         self._space = self.tokens.encode(" ")[0] if " " in self.tokens.symbols else BLANK
         self.beam = beam
+        self._run(np.zeros(1, np.float32))  # a network that cannot run is refused here, not with every recording
 
     def log_probs(self, waveform: np.ndarray) -> np.ndarray:
         """CTC log-probabilities of one utterance.
@@ -87,8 +101,17 @@ class Recognizer:
         return self._run(waveform)
 
     def _run(self, waveform: np.ndarray) -> np.ndarray:
-        padded = audio.pad(waveform, self.card["receptive_field"], self.card["frame_shift"])
-        return np.asarray(self._session.run(["log_probs"], {"waveform": padded[None]})[0][0])
+        shift = self.card["frame_shift"]
+        padded = audio.pad(waveform, self.card["receptive_field"], shift)
+        try:
+            log_probs = np.asarray(self._session.run(["log_probs"], {"waveform": padded[None]})[0])
+        except Exception as error:  # onnxruntime has no narrower class here either
+            raise ModelError(f"{self._path}: the network cannot run: {_reason(error)}; export it again") from None
+        shape = (1, -(-len(waveform) // shift), len(self.tokens))
+        if log_probs.shape != shape or log_probs.dtype != np.float32 or np.isnan(log_probs).any():
+            got = "NaN" if log_probs.shape == shape else f"{log_probs.dtype} {log_probs.shape}"
+            raise ModelError(f"{self._path}: expected log-probabilities {shape} of the network, got {got}; train it again")
+        return log_probs[0]
 
     def transcribe(self, source: str | Path | np.ndarray, sample_rate: int | None = None) -> Transcript:
         """The text of a recording, with the times and confidence of its words.
@@ -121,10 +144,9 @@ class Recognizer:
             spans = zip(best.token_ids, ctc.align(log_probs, best.token_ids), strict=True)
             words += words_of(spans, self.tokens, self.frame_shift_s, first_frame * self.frame_shift_s)
         duration_s = samples / audio.SAMPLE_RATE
-        limits = [*(following.start_s for following in words[1:]), duration_s]
-        words = [
-            replace(word, end_s=min(word.end_s + _LETTER_S, limit)) for word, limit in zip(words, limits, strict=True)
-        ]
+        for i, word in enumerate(words):
+            limit = words[i + 1].start_s if i + 1 < len(words) else duration_s
+            words[i] = replace(word, end_s=min(word.end_s + _LETTER_S, limit))
         text = " ".join(word.text for word in words)
         return Transcript(text, tuple(words), duration_s, self.name)
 
@@ -195,10 +217,30 @@ def find_model(model: str | Path | None) -> Path:
     named = models()
     if str(path) in named:
         return named[str(path)]
-    if path.is_file():
-        return path
-    what = "a folder" if path.is_dir() else "no such file"
+    try:
+        if path.is_file():
+            return path
+        what = "a folder" if path.is_dir() else "a device" if path.exists() else "no such file"
+    except OSError as error:  # a name too long, a folder above it that may not be entered
+        what = str(error.strerror)
     raise ModelError(f"{path}: expected a model file (.onnx) or one of the names {', '.join(named)}; got {what}")
+
+
+@functools.cache
+def _limit_memory() -> None:
+    """One arena for the tensors of all networks of this process, which refuses to grow beyond _MAX_MEMORY.
+
+    Or a few numbers in a model file could ask for all memory there is.
+    """
+    kind, use = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+    memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use)
+    with contextlib.suppress(RuntimeError):  # the program around us has registered one before, which serves too
+        onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg({"max_mem": _MAX_MEMORY}))
+
+
+def _reason(error: Exception) -> str:
+    """The last line of an exception's message: in those of onnxruntime, what went wrong after where it did."""
+    return str(error).strip().rpartition("\n")[2].rstrip(".") or type(error).__name__
 
 
 def _read_card(session: Any, path: Path) -> dict[str, Any]:
@@ -209,17 +251,21 @@ def _read_card(session: Any, path: Path) -> dict[str, Any]:
     try:
         card: dict[str, Any] = json.loads(text)
         schema = int(card["schema"])
-    except (ValueError, KeyError, TypeError):
-        raise ModelError(f"{path}: expected metadata written by asr export, got {text[:60]!r}") from None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise ModelError(f"{path}: expected metadata written by asr export, got {text[:60]!r}; export it again") from None
     if schema > SCHEMA:
         raise ModelError(
             f"{path}: written with model schema {schema}, this version knows {SCHEMA}; update the package: "
             "pip install --upgrade asr"
         )
-    missing = {"name", "tokens", "sample_rate", "frame_shift", "receptive_field"} - card.keys()
-    if missing or card["sample_rate"] != audio.SAMPLE_RATE:
-        lacks = f"lacks {', '.join(sorted(missing))}" if missing else f"has a sample rate of {card['sample_rate']}"
-        raise ModelError(
-            f"{path}: expected the metadata of a {audio.SAMPLE_RATE} Hz model, but it {lacks}; export it again"
-        )
-    return card
+    kinds = {"name": str, "tokens": list, "sample_rate": int, "frame_shift": int, "receptive_field": int}
+    missing = [key for key, kind in kinds.items() if not isinstance(card.get(key), kind)]
+    if missing:
+        fault = f"lacks {', '.join(missing)}"
+    elif card["sample_rate"] != audio.SAMPLE_RATE:
+        fault = f"has a sample rate of {card['sample_rate']}"
+    elif not 0 < card["frame_shift"] <= card["receptive_field"] <= _WINDOW_S * audio.SAMPLE_RATE:
+        fault = f"has frames of {card['receptive_field']} samples, {card['frame_shift']} apart"
+    else:
+        return card
+    raise ModelError(f"{path}: expected the metadata of a {audio.SAMPLE_RATE} Hz model, but it {fault}; export it again")

@@ -60,7 +60,9 @@ def test_equaliser_changes_each_octave_by_its_own_gain() -> None:
     got = [augment.equalise(tones, 12.0, rng) for _ in range(200)]
     assert all(one.dtype == np.float32 and len(one) == len(tones) for one in got)
     before = np.abs(np.fft.rfft(tones))
-    gains_db = np.array([20 * np.log10((np.abs(np.fft.rfft(one)) / before)[[250, 500, 1000, 2000, 4000]]) for one in got])
+    gains_db = np.array(
+        [20 * np.log10((np.abs(np.fft.rfft(one)) / before)[[250, 500, 1000, 2000, 4000]]) for one in got]
+    )
     assert -12.01 <= gains_db.min() < -11
     assert 11 < gains_db.max() <= 12.01
     np.testing.assert_allclose(gains_db.mean(0), 0, atol=2)

@@ -209,6 +209,14 @@ def test_alignment_is_the_best_of_all_paths(token_ids: tuple[int, ...]) -> None:
         assert_same_spans(ctc.align(log_probs, token_ids), spans_of(best_path_of(log_probs, token_ids), log_probs))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_alignment_of_the_greedy_text_is_the_greedy_path(seed: int) -> None:
+    log_probs = random_log_probs(6, 3, seed)
+    token_ids = ctc.greedy(log_probs).token_ids
+    expected = spans_of(best_path_of(log_probs, token_ids), log_probs) if token_ids else []
+    assert_same_spans(ctc.align(log_probs, token_ids), expected)
+
+
 @pytest.mark.parametrize(
     ("n_frames", "n_labels", "seed"), [(1, 1, 0), (30, 12, 1), (200, 40, 2), (300, 1, 3), (90, 60, 4)]
 )

@@ -249,6 +249,39 @@ def test_durations_of_whole_frames_count_in_full(tmp_path: Path) -> None:
     assert [got._frames(n * 0.04) for n in range(1, 1000)] == list(range(1, 1000))
 
 
+def test_joined_utterances(tmp_path: Path) -> None:
+    durations = [round(0.33 + 0.0025 * i, 4) for i in range(40)]
+    options = {"join_share": 0.7, "speed": [0.9, 1.0, 1.1]}
+    got = corpus(tmp_path, rows_of(durations, "abababab"), augment=options, data={"max_s": 1.5})
+    assert not got.skipped
+    groups = []
+    for epoch in range(3):
+        items = list(itertools.chain(*got.plan(epoch, by_length=False)))
+        assert sorted(index for item in items for index in item.indices) == list(range(40))  # each once
+        assert items != list(itertools.chain(*got.plan(epoch + 1, by_length=False)))
+        groups += [item.indices for item in items]
+        for item in items:
+            batch = got.load([item], epoch)
+            frames = (int(batch.lengths[0]) - RECEPTIVE_FIELD) // FRAME_SHIFT + 1
+            assert frames >= min_frames(batch.token_ids.tolist())
+            assert batch.seconds * item.speed <= 1.5 + 3 * FRAME_SHIFT / RATE
+    assert {len(group) for group in groups} == {1, 2, 3, 4}
+    assert all(len(item.indices) == 1 for item in itertools.chain(*got.plan(0, by_length=True)))
+
+
+def test_joined_audio_and_text(tmp_path: Path) -> None:
+    rows = rows_of([0.3, 0.4])
+    rows[0]["text"], rows[1]["text"] = "ab c", "b"
+    got = corpus(tmp_path, rows)
+    batch = got.load([Item(1, 1.0, (0,))], 0)
+    assert batch.ids == ("u001 + u000",)
+    expected = np.concatenate([got.waveform(1), np.zeros(FRAME_SHIFT, np.float32), got.waveform(0)])
+    np.testing.assert_array_equal(unpadded(batch, 0, len(expected)), expected)
+    tokens = Tokens.of(ALPHABET)
+    assert batch.token_ids.tolist() == tokens.encode("b ab c")
+    assert batch.token_lengths.tolist() == [6]
+
+
 # --- audio ---
 
 
@@ -259,7 +292,6 @@ def test_load_pads_each_waveform_as_it_would_be_alone(tmp_path: Path) -> None:
     got = corpus(tmp_path, rows)
     batch = got.load([Item(2), Item(0), Item(1)], 0)
     assert batch.ids == ("u002", "u000", "u001")
-    assert batch.texts == ("cab", "ab c", "b")
     assert batch.waveforms.dtype == torch.float32
     for row, length, (number, samples) in zip(
         batch.waveforms, batch.lengths.tolist(), [(2, 6_400), (0, 8_000), (1, 4_960)], strict=True

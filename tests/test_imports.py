@@ -26,7 +26,8 @@ ALLOWED = {
     "subtitles": set(),
     "transcript": {"errors", "tokens", "ctc", "subtitles"},
     "doctor": {"errors", "audio", "manifest", "text", "tokens"},
-    "recognizer": {"errors", "audio", "ctc", "tokens", "transcript"},
+    "onnxfile": {"errors"},
+    "recognizer": {"errors", "audio", "ctc", "onnxfile", "tokens", "transcript"},
     "training": {"errors", "audio", "text", "tokens", "manifest", "metrics", "ctc", "training"},
     "batch": {"errors", "audio", "recognizer", "transcript"},
     "cli": None,  # the top: anything, but only inside its commands

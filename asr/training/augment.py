@@ -11,7 +11,6 @@ from torch import Tensor
 from asr import audio
 from asr.training import config
 
-
 _OCTAVES = [125 * 2**i for i in range(7)]  # Hz
 
 

@@ -106,6 +106,8 @@ class SpecAugment(_Section):
 class Augment(_Section):
     """Perturbations, drawn anew for each utterance in each epoch."""
 
+    # Of the utterances, continued by another up to data.max_s: trained on short ones alone, a network is lost in long ones.
+    join_share: _Share = 0.0
     speed: Annotated[tuple[_Speed, ...], AfterValidator(_not_empty)] = (1.0,)  # factors; tempo and pitch together
     gain_db: _Range = (0.0, 0.0)  # uniform range
     equaliser_db: Annotated[float, Field(ge=0, le=40)] = 0.0  # random gain of each octave, up to +- this

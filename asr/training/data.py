@@ -46,10 +46,15 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An example's number in the corpus, and the speed it is played at in this epoch."""
+    """An example's number in the corpus, those of the ones joined to it in this epoch, and the speed they are played at."""
 
     index: int
     speed: float = 1.0
+    joined: tuple[int, ...] = ()
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        return (self.index, *self.joined)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,6 @@ class Batch:
     lengths: Tensor
     token_ids: Tensor
     token_lengths: Tensor
-    texts: tuple[str, ...]
     seconds: float  # of audio, without padding
 
 
@@ -93,6 +97,7 @@ class Corpus:
                 self.skipped.append(Skipped(utterance.id, str(error)))
         noise = settings.augment.noise if training else None
         self._noises = augment.read_noises(noise) if noise else []
+        self._space = tokens.encode(" ") if " " in tokens.symbols else []
         self._cache: dict[int, np.ndarray] = {}
 
     def _example(self, utterance: Utterance, text: str, tokens: Tokens) -> Example:
@@ -170,36 +175,57 @@ class Corpus:
         by_length: short ones first, in order (SortaGrad); otherwise batches of similar lengths in random order.
         """
         rng = np.random.default_rng([self._settings.seed, epoch, _PLAN])
-        items = [Item(index, self._draw_speed(index, rng)) for index in range(len(self.examples))]
-        lengths = np.array([self.examples[item.index].duration_s / item.speed for item in items])
+        groups = [(index,) for index in range(len(self.examples))] if by_length else self._join(rng)
+        items = [Item(group[0], self._draw_speed(group, rng), group[1:]) for group in groups]
+        lengths = np.array([self._duration_s(item.indices) / item.speed for item in items])
         # Lengths are blurred by a few per cent, so that an utterance's company changes from epoch to epoch.
         keys = lengths if by_length else lengths * rng.uniform(0.9, 1.1, len(lengths))
-        batches = self._pack([items[index] for index in np.argsort(keys, kind="stable")], lengths)
+        order = np.argsort(keys, kind="stable")
+        batches = self._pack([items[i] for i in order], lengths[order])
         return batches if by_length else [batches[index] for index in rng.permutation(len(batches))]
+
+    def _join(self, rng: np.random.Generator) -> list[tuple[int, ...]]:
+        """Every example once: alone, or in a group that is heard as one utterance."""
+        groups: list[tuple[int, ...]] = []
+        length_s = 0.0
+        share = self._settings.augment.join_share
+        for index in map(int, rng.permutation(len(self.examples))):
+            length_s += self.examples[index].duration_s
+            if groups and rng.random() < share and length_s <= self._settings.data.max_s:
+                groups[-1] += (index,)
+            else:
+                groups.append((index,))
+                length_s = self.examples[index].duration_s
+        return groups
+
+    def _duration_s(self, indices: Sequence[int]) -> float:
+        silence_s = self._padding[1] / audio.SAMPLE_RATE  # between two that are joined
+        return sum(self.examples[index].duration_s for index in indices) + (len(indices) - 1) * silence_s
 
     def in_order(self) -> list[list[Item]]:
         """Every utterance once as recorded, in batches of similar lengths, for evaluation."""
         lengths = np.array([example.duration_s for example in self.examples])
-        return self._pack([Item(int(index)) for index in np.argsort(lengths, kind="stable")], lengths)
+        order = np.argsort(lengths, kind="stable")
+        return self._pack([Item(int(index)) for index in order], lengths[order])
 
-    def _draw_speed(self, index: int, rng: np.random.Generator) -> float:
+    def _draw_speed(self, indices: Sequence[int], rng: np.random.Generator) -> float:
         speeds = self._settings.augment.speed
         factor = float(speeds[rng.integers(len(speeds))])
-        example = self.examples[index]
         # A speed that would leave fewer frames than CTC needs is not used.
-        return factor if self._frames(example.duration_s / factor) >= min_frames(example.token_ids) else 1.0
+        needed = min_frames(self._joined_ids([self.examples[index] for index in indices]))
+        return factor if self._frames(self._duration_s(indices) / factor) >= needed else 1.0
 
-    def _pack(self, items: list[Item], lengths: np.ndarray) -> list[list[Item]]:
+    def _pack(self, items: Sequence[Item], lengths: np.ndarray) -> list[list[Item]]:
         """Cut a list into batches whose padded total stays within batch.seconds; a longer utterance goes alone."""
         limit = self._settings.batch
         batches: list[list[Item]] = []
         longest = 0.0
-        for item in items:
-            longest = max(longest, float(lengths[item.index]))
+        for item, length in zip(items, lengths.tolist(), strict=True):
+            longest = max(longest, length)
             full = not batches or len(batches[-1]) == limit.max_utterances
             if full or longest * (len(batches[-1]) + 1) > limit.seconds:
                 batches.append([])
-                longest = float(lengths[item.index])
+                longest = length
             batches[-1].append(item)
         return batches
 
@@ -211,21 +237,31 @@ class Corpus:
         stacked = np.zeros((len(padded), max(map(len, padded))), np.float32)
         for row, waveform in zip(stacked, padded, strict=True):
             row[: len(waveform)] = waveform
-        examples = [self.examples[item.index] for item in items]
+        groups = [[self.examples[index] for index in item.indices] for item in items]
+        token_ids = [self._joined_ids(group) for group in groups]
         return Batch(
-            ids=tuple(example.utterance.id for example in examples),
+            ids=tuple(" + ".join(example.utterance.id for example in group) for group in groups),
             waveforms=torch.from_numpy(stacked),
             lengths=torch.tensor([len(waveform) for waveform in padded]),
-            token_ids=torch.tensor([token_id for example in examples for token_id in example.token_ids]),
-            token_lengths=torch.tensor([len(example.token_ids) for example in examples]),
-            texts=tuple(example.text for example in examples),
+            token_ids=torch.tensor([token_id for ids in token_ids for token_id in ids]),
+            token_lengths=torch.tensor(list(map(len, token_ids))),
             seconds=seconds,
         )
+
+    def _joined_ids(self, group: Sequence[Example]) -> list[int]:
+        """The token ids of several examples, with a space between two if the alphabet has one."""
+        ids = list(group[0].token_ids)
+        for example in group[1:]:
+            ids += [*self._space, *example.token_ids]
+        return ids
 
     def _perturbed(self, item: Item, epoch: int) -> np.ndarray:
         settings = self._settings.augment
         rng = np.random.default_rng([self._settings.seed, epoch, item.index])
-        waveform = self.waveform(item.index)
+        # A frame of silence between two, for the space between their texts.
+        silence = np.zeros(self._padding[1], np.float32)
+        pieces = [piece for index in item.indices for piece in (silence, self.waveform(index))]
+        waveform = np.concatenate(pieces[1:])
         if item.speed != 1.0:
             waveform = augment.speed(waveform, item.speed)
         if settings.equaliser_db:

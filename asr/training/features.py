@@ -1,8 +1,8 @@
 """Log-mel and MFCC as plain layers, so that training and the exported file share one definition.
 
-In the exported file the spectrum is a strided convolution with the windowed DFT basis, which onnxruntime runs faster than
-its own STFT; in training it is an FFT, seven times faster. Every export compares the two. Frame t covers samples
-[t * hop, t * hop + win) and nothing else: no centre padding, no utterance statistics. So a stream sees what a file sees.
+Frame t covers samples [t * hop, t * hop + win) and nothing else: no centre padding, no utterance statistics. So a stream
+sees what a file sees. In training the spectrum is an FFT. onnxruntime's is slow, so that in the exported file it is a matrix
+product with the DFT basis; every export compares the two.
 """
 
 from __future__ import annotations
@@ -33,10 +33,6 @@ class LogMel(nn.Module):
         self.size = settings.n_mels
         self.n_fft, self.hop_length, self.win_length = settings.n_fft, settings.hop_length, settings.win_length
         n_bins = settings.n_fft // 2 + 1
-        samples = torch.arange(settings.win_length, dtype=torch.float64)
-        angles = 2 * torch.pi / settings.n_fft * torch.outer(torch.arange(n_bins, dtype=torch.float64), samples)
-        window = torch.hann_window(settings.win_length, periodic=True, dtype=torch.float64)
-        basis = torch.cat([angles.cos(), angles.sin()]) * window
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of empty bands: an error below
             mel = AF.melscale_fbanks(
@@ -48,12 +44,23 @@ class LogMel(nn.Module):
                 "lower n_mels or raise n_fft"
             )
         # Not persistent: they follow from the settings, and stay out of checkpoints.
-        self.register_buffer("window", window.float(), persistent=False)  # (win,)
-        self.register_buffer("basis", basis.float()[:, None, :], persistent=False)  # (2 n_bins, 1, win)
+        self.register_buffer("window", torch.hann_window(settings.win_length, periodic=True), persistent=False)
         self.register_buffer("mel", mel, persistent=False)  # (n_bins, n_mels)
         self.window: Tensor
-        self.basis: Tensor
         self.mel: Tensor
+        # For `_mel_energies_by_products`: the windowed DFT basis of samples 1 to win / 2 in the bins of the mel bands.
+        win, used = settings.win_length, mel.sum(1).nonzero()[:, 0]
+        samples = torch.arange(1, win // 2 + 1, dtype=torch.float64)
+        angles = 2 * torch.pi / settings.n_fft * torch.outer(samples - win / 2, used.double())
+        weights = torch.hann_window(win, periodic=True, dtype=torch.float64)[1 : win // 2 + 1, None]
+        if win % 2 == 0:
+            weights[-1] /= 2  # the middle sample is its own partner
+        self.register_buffer("cosines", (weights * angles.cos()).float(), persistent=False)  # (win / 2, bins)
+        self.register_buffer("sines", (weights * angles.sin()).float(), persistent=False)
+        self.register_buffer("used_mel", mel[used], persistent=False)  # (bins, n_mels)
+        self.cosines: Tensor
+        self.sines: Tensor
+        self.used_mel: Tensor
 
     def frames(self, n_samples: int) -> int:
         """How many frames N samples give."""
@@ -64,23 +71,36 @@ class LogMel(nn.Module):
         return self.win_length
 
     def forward(self, waveform: Tensor) -> Tensor:
-        power = self._power_by_convolution(waveform) if torch.onnx.is_in_onnx_export() else self._power(waveform)
-        return torch.log(power.transpose(1, 2) @ self.mel + LOG_OFFSET)
-
-    def _power(self, waveform: Tensor) -> Tensor:
-        """(B, N) -> (B, n_bins, T) power spectrum of each frame."""
+        if torch.onnx.is_in_onnx_export():
+            return torch.log(self._mel_energies_by_products(waveform) + LOG_OFFSET)
         # torch.stft puts the window in the middle of n_fft samples: with as much in front, frame t starts at t * hop.
         before = (self.n_fft - self.win_length) // 2
         padded = nn.functional.pad(waveform, (before, self.n_fft - self.win_length - before))
         spectrum = torch.stft(
             padded, self.n_fft, self.hop_length, self.win_length, self.window, center=False, return_complex=True
         )
-        return spectrum.real.square() + spectrum.imag.square()
+        power = spectrum.real.square() + spectrum.imag.square()  # (B, n_bins, T)
+        return torch.log(power.transpose(1, 2) @ self.mel + LOG_OFFSET)
 
-    def _power_by_convolution(self, waveform: Tensor) -> Tensor:
-        """The same, of operators that run fast in an exported file."""
-        real, imaginary = nn.functional.conv1d(waveform[:, None, :], self.basis, stride=self.hop_length).chunk(2, dim=1)
-        return real.square() + imaginary.square()
+    def _mel_energies_by_products(self, waveform: Tensor) -> Tensor:
+        """(B, N) -> (B, T, n_mels) mel energies, of operators that run fast in an exported file.
+
+        Against the middle of the frame the window and the cosines are even and the sines odd. So sample i and sample
+        win - i of a frame share their factors: their sum goes with the cosines, their difference with the sines, which
+        halves the products. (The phase that moves with the middle is not in the power.) Bins outside the mel bands are
+        left out.
+        """
+        win, hop = self.win_length, self.hop_length
+        frames = (waveform.shape[1] - win) // hop + 1
+        # Frames overlap: each is made of pieces of a hop.
+        starts = range(0, win, hop)
+        waveform = nn.functional.pad(waveform, (0, starts[-1] + hop - win))
+        pieces = [waveform[:, start : start + frames * hop].reshape(len(waveform), -1, hop) for start in starts]
+        frame = torch.cat(pieces, dim=2)[:, :, :win]
+        half = win // 2
+        left, right = frame[:, :, 1 : half + 1], frame[:, :, win - half :].flip(2)  # at sample 0 the window is 0
+        power = ((left + right) @ self.cosines).square() + ((left - right) @ self.sines).square()
+        return power @ self.used_mel
 
 
 class Mfcc(nn.Module):
