@@ -35,6 +35,8 @@ _LEAST_PIECE = 1 << 13
 # An MP3 announces up to two frames of 1152 samples more than it decodes to (at most 1344 seen in 2241 real ones).
 _MP3_SURPLUS = 2304
 _MAX_CHANNELS = 64
+_MAX_SAMPLE = 1e10  # samples of 32 bits are sometimes left unscaled; the power of much more is infinite in float32
+_MIN_RATE = 1000  # Hz; no speech is left below, and one piece of a file with 1 Hz in its header would take 4 GB
 _UNKNOWN_LENGTH = 1 << 48  # frames; libsndfile gives 2^63 - 1 where the header has no length
 
 
@@ -170,6 +172,8 @@ def _decoded(path: Path, file: soundfile.SoundFile, offset_s: float, duration_s:
 
 def _resampled(pieces: Iterable[np.ndarray], rate: int, sample_rate: int, source: str) -> Iterator[np.ndarray]:
     """The pieces checked and at another rate; at least one sample in all."""
+    if rate < _MIN_RATE:
+        raise AudioError(f"{source}: expected a sample rate of {_MIN_RATE} Hz at least, got {rate} Hz; record it again")
     resampler = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
     came = given = 0
     for piece in pieces:
@@ -242,6 +246,9 @@ def _check_finite(waveform: np.ndarray, source: str) -> None:
         raise AudioError(
             f"{source}: expected finite samples, got {count} that are NaN or infinite; export the audio again"
         )
+    loudest = np.abs(waveform).max(initial=0)
+    if loudest > _MAX_SAMPLE:
+        raise AudioError(f"{source}: expected samples from -1 to 1, got one of {loudest:.1g}; export the audio again")
 
 
 @contextmanager
@@ -265,7 +272,7 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
             if file.format == "RAW":  # guessed from the file's name alone: any text would pass as sound
                 raise AudioError(headerless)
             if file.frames <= 0:
-                raise AudioError(f"{path}: expected audio, but the file holds no samples")
+                raise AudioError(f"{path}: expected audio, but the file holds no samples; record or copy it again")
             if file.frames > _UNKNOWN_LENGTH:
                 raise AudioError(
                     f"{path}: expected a header with the audio's length, got one without (written to a pipe?); "
@@ -277,7 +284,8 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
         if reason.startswith("File does not exist"):  # what the mp3 decoder says of any file it cannot use
             reason = "data of another kind"
         raise AudioError(
-            f"{path}: expected audio (wav, flac, ogg, opus or mp3) that can be decoded, got: {reason}"
+            f"{path}: expected audio (wav, flac, ogg, opus or mp3) that can be decoded, got: {reason}; "
+            "check that it is a recording, and copy or download it again"
         ) from None
 
 
@@ -293,13 +301,13 @@ def _checked(path: Path) -> bool:
     except IsADirectoryError:
         raise AudioError(f"{path}: expected an audio file, got a folder") from None
     except PermissionError:
-        raise AudioError(f"{path}: no permission to read this file") from None
+        raise AudioError(f"{path}: no permission to read this file; change its mode or its owner") from None
     except OSError as error:
-        raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise AudioError(f"{path}: cannot be read: {error.strerror or error}; check the path") from None
     except ValueError as error:  # a zero byte in the name
         raise AudioError(f"{str(path)!r}: cannot be read: {error}") from None
     if size == 0:
-        raise AudioError(f"{path}: expected audio, got an empty file (0 bytes)")
+        raise AudioError(f"{path}: expected audio, got an empty file (0 bytes); record or copy it again")
     if size < announced:
         raise AudioError(
             f"{path}: cut short: its headers announce {announced} bytes, the file has {size}; "

@@ -34,24 +34,30 @@ def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, 
     """The recordings that files, folders and patterns such as *.wav name, in that order, and what to call their outputs.
 
     returns:   path -> name without suffix, below a folder that was given relative to it; and an error for each folder or
-               pattern without recordings. A file that is missing is left to its reader.
+               pattern without recordings, and each folder that cannot be read. A missing file is left to its reader.
     recursive: also the folders within folders; links to folders are not followed, so that a loop of them ends.
     """
     found: dict[Path, Path] = {}
     errors: list[BatchError] = []
     for name in inputs:
         path = Path(name)
-        if path.is_dir():
-            recordings = {file: file.relative_to(path).with_suffix("") for file in _in_folder(path, recursive)}
+        unreadable: list[OSError] = []
+        if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
+            files = _in_folder(path, recursive, unreadable)
+            recordings = {file: file.relative_to(path).with_suffix("") for file in files}
             hint = "" if recursive else "; --recursive also looks into the folders within"
             expected = f"a folder with recordings ({' '.join(audio.SUFFIXES)})"
-        elif glob.has_magic(name) and not path.exists():
+        elif glob.has_magic(name) and not os.path.exists(path):  # noqa: PTH110
             matches = map(Path, sorted(glob.glob(name, recursive=True)))  # noqa: PTH207 (Path.glob is for relative ones)
             recordings = {file: Path(file.stem) for file in matches if file.is_file()}
             expected, hint = "files of that pattern", ""
         else:
             recordings = {path: Path(path.stem)}
-        if not recordings:
+        errors += [
+            BatchError(f"{error.filename}: cannot be read: {error.strerror}; change its mode or its owner")
+            for error in unreadable
+        ]
+        if not recordings and not unreadable:
             errors.append(BatchError(f"{name}: expected {expected}, found none{hint}"))
         found |= {file: name_of for file, name_of in recordings.items() if file not in found}
     return found, errors
@@ -69,7 +75,7 @@ def plan(
     for path, name in recordings.items():
         outputs = {kind: folder / f"{name}{SUFFIXES[kind]}" for kind in formats} if folder else {}
         taken = next((output for output in outputs.values() if owners.setdefault(output, path) != path), None)
-        existing = [output for output in outputs.values() if output.exists()]
+        existing = [output for output in outputs.values() if os.path.exists(output)]  # noqa: PTH110 (as above)
         if taken:
             errors.append(
                 BatchError(f"{path}: its output {taken} belongs to {owners[taken]} already; rename one of them")
@@ -112,9 +118,9 @@ def transcribe(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _in_folder(folder: Path, recursive: bool) -> list[Path]:
+def _in_folder(folder: Path, recursive: bool, unreadable: list[OSError]) -> list[Path]:
     paths: list[Path] = []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=unreadable.append):
         folders.sort()
         paths += [Path(place, name) for name in sorted(names) if Path(name).suffix.lower() in audio.SUFFIXES]
         if not recursive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,13 +88,13 @@ def transcribe(
                 if isinstance(result, AsrError):
                     raise result
                 audio_s += result.duration_s
+                name = _line(job.path.stem)
                 for kind, target in job.outputs.items():
                     _make_folder(target.parent)
-                    write(target, WRITERS[kind](result, job.path.stem), overwrite=overwrite or skip_existing)
+                    write(target, WRITERS[kind](result, name), overwrite=overwrite or skip_existing)
                 if not job.outputs:
-                    prefix = f"{job.path}\t" if len(recordings) > 1 and kinds == ["txt"] else ""
-                    sys.stdout.write(prefix + WRITERS[kinds[0]](result, job.path.stem))
-                    sys.stdout.flush()
+                    prefix = f"{_line(job.path)}\t" if len(recordings) > 1 and kinds == ["txt"] else ""
+                    _print(prefix + WRITERS[kinds[0]](result, name))
                 done += 1
             except AsrError as error:
                 _complain(error)
@@ -176,7 +177,7 @@ def evaluate(
         rows = ({"id": one.id, "reference": one.reference, "hypothesis": one.hypothesis} for one in scored)
         write(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), overwrite=overwrite)
     if as_json:
-        sys.stdout.write(json.dumps(report.to_json() | {"failed": failures}, indent=1, ensure_ascii=False) + "\n")
+        _print(json.dumps(report.to_json() | {"failed": failures}, indent=1, ensure_ascii=False) + "\n")
     else:
         report.render(Console())
     speed = sum(one.duration_s for one in scored) / max(spent, 1e-9)
@@ -229,7 +230,7 @@ def info(
     path = find_model(model)
     card = Recognizer(path).card
     if as_json:
-        sys.stdout.write(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        _print(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
         return
     settings = card["config"]
     features, network = settings["features"], settings["network"]
@@ -284,7 +285,7 @@ def doctor(
             read(manifest), Tokens.of(alphabet), normaliser(normalise), shift_s, manifest=manifest, progress=progress
         )
     if as_json:
-        sys.stdout.write(diagnosis.to_json() + "\n")
+        _print(diagnosis.to_json() + "\n")
     else:
         diagnosis.render(Console(), examples=examples)
     if diagnosis.errors:
@@ -372,7 +373,7 @@ def _transcribe_pipe(
     for kind in kinds:
         text = WRITERS[kind](transcript, "stdin")
         if output is None:
-            sys.stdout.write(text)
+            _print(text)
         else:
             _make_folder(output)
             write(output / f"stdin{SUFFIXES[kind]}", text, overwrite=overwrite)
@@ -387,14 +388,39 @@ def _stderr(quiet: bool) -> Console:
 
 
 def _complain(error: object) -> None:
-    typer.echo("asr: " + " ".join(str(error).splitlines()), err=True)
+    typer.echo(f"asr: {_line(error)}", err=True)
+
+
+def _line(text: object) -> str:
+    """As one line of plain text, whatever a file's name holds: line ends are spaces, control characters escaped."""
+    line = " ".join(str(text).splitlines())
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], line)
+
+
+def _print(text: str) -> None:
+    """Text on stdout, at once. Nothing more is worth doing when that is full."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except UnicodeEncodeError as error:
+        raise AsrError(
+            f"standard output: its encoding, {error.encoding}, lacks {error.object[error.start]!a}; "
+            "set PYTHONIOENCODING=utf-8, or write files with -o"
+        ) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _complain(f"standard output: cannot be written: {error.strerror}; check the free space there")
+        raise typer.Exit(1) from None
 
 
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise AsrError(f"{folder}: expected a folder to write to: {error.strerror}") from None
+        raise AsrError(
+            f"{folder}: expected a folder to write to, got: {error.strerror}; name another, or change its mode"
+        ) from None
 
 
 def _as_onnx(model: str) -> str:

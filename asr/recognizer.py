@@ -61,15 +61,19 @@ class Recognizer:
         if threads:
             options.intra_op_num_threads = threads
         try:
-            # Folding computes outside of the limited memory; the exporter has folded what there was.
+            # Folding constants would compute outside of the limited memory, and these networks gain nothing by it.
             self._session = onnxruntime.InferenceSession(
-                onnxfile.read(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
+                onnxfile.read(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["ConstantFolding"],
             )
         except PermissionError:
             raise ModelError(f"{path}: no permission to read this file; change its mode or its owner") from None
         except Exception as error:  # onnxruntime has no narrower class for bad files
             raise ModelError(
-                f"{path}: expected a model (ONNX) written by asr export, got: {_reason(error)}; export it again, or get a whole copy"
+                f"{path}: expected a model (ONNX) written by asr export, got: {_reason(error)}; "
+                "export it again, or get a whole copy"
             ) from None
         self.card = _read_card(self._session, path)
         self.name: str = self.card["name"]
@@ -104,21 +108,24 @@ class Recognizer:
         shift = self.card["frame_shift"]
         padded = audio.pad(waveform, self.card["receptive_field"], shift)
         try:
-            log_probs = np.asarray(self._session.run(["log_probs"], {"waveform": padded[None]})[0])
+            log_probs: np.ndarray = self._session.run(["log_probs"], {"waveform": padded[None]})[0]
         except Exception as error:  # onnxruntime has no narrower class here either
             raise ModelError(f"{self._path}: the network cannot run: {_reason(error)}; export it again") from None
-        shape = (1, -(-len(waveform) // shift), len(self.tokens))
-        if log_probs.shape != shape or log_probs.dtype != np.float32 or np.isnan(log_probs).any():
-            got = "NaN" if log_probs.shape == shape else f"{log_probs.dtype} {log_probs.shape}"
-            raise ModelError(f"{self._path}: expected log-probabilities {shape} of the network, got {got}; train it again")
-        return log_probs[0]
+        expected = f"float32 {(1, -(-len(waveform) // shift), len(self.tokens))}"
+        got = f"{log_probs.dtype} {log_probs.shape}"
+        if got != expected or np.isnan(log_probs).any():
+            raise ModelError(
+                f"{self._path}: expected log-probabilities of the network, {expected}, "
+                f"got {got if got != expected else 'NaN'}; train it again"
+            )
+        return np.asarray(log_probs[0])
 
     def transcribe(self, source: str | Path | np.ndarray, sample_rate: int | None = None) -> Transcript:
         """The text of a recording, with the times and confidence of its words.
 
         source:      path of an audio file, or samples (N,) or (N, channels), float or integer.
         sample_rate: Hz, required with samples; a file brings its own.
-        raises:      AudioError.
+        raises:      AudioError; ModelError if the network fails at it, as for lack of memory.
         """
         if isinstance(source, np.ndarray):
             if sample_rate is None:
@@ -252,7 +259,9 @@ def _read_card(session: Any, path: Path) -> dict[str, Any]:
         card: dict[str, Any] = json.loads(text)
         schema = int(card["schema"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        raise ModelError(f"{path}: expected metadata written by asr export, got {text[:60]!r}; export it again") from None
+        raise ModelError(
+            f"{path}: expected metadata written by asr export, got {text[:60]!r}; export it again"
+        ) from None
     if schema > SCHEMA:
         raise ModelError(
             f"{path}: written with model schema {schema}, this version knows {SCHEMA}; update the package: "
@@ -268,4 +277,6 @@ def _read_card(session: Any, path: Path) -> dict[str, Any]:
         fault = f"has frames of {card['receptive_field']} samples, {card['frame_shift']} apart"
     else:
         return card
-    raise ModelError(f"{path}: expected the metadata of a {audio.SAMPLE_RATE} Hz model, but it {fault}; export it again")
+    raise ModelError(
+        f"{path}: expected the metadata of a {audio.SAMPLE_RATE} Hz model, but it {fault}; export it again"
+    )

@@ -83,8 +83,8 @@ augment: {speed: [0.9, 1, 1.1], spec_augment: null}
         ("data.alphabet=' ab'", lambda c: c.data.alphabet == " ab"),
         ("name=1e5", lambda c: c.name == "1e5"),
         ("description=a=b", lambda c: c.description == "a=b"),
-        ("data.train=x.jsonl", lambda c: c.data.train == (Path("x.jsonl"),)),
-        ("data.train=[x.jsonl, y.jsonl]", lambda c: c.data.train == (Path("x.jsonl"), Path("y.jsonl"))),
+        ("data.train=x.jsonl", lambda c: c.data.train == (Path.cwd() / "x.jsonl",)),
+        ("data.train=[x.jsonl, y.jsonl]", lambda c: c.data.train == (Path.cwd() / "x.jsonl", Path.cwd() / "y.jsonl")),
     ],
 )
 def test_overrides(tmp_path: Path, override: str, got: Any) -> None:
@@ -106,7 +106,7 @@ def test_paths_in_the_file_are_relative_to_it_and_overrides_are_not(tmp_path: Pa
     assert settings.data.dev == tmp_path / "../dev.jsonl"
     assert settings.augment.noise == tmp_path / "noise"
     settings = config.read(path, ["data.dev=dev.jsonl", "augment.noise=here"])
-    assert (settings.data.dev, settings.augment.noise) == (Path("dev.jsonl"), Path("here"))
+    assert (settings.data.dev, settings.augment.noise) == (Path.cwd() / "dev.jsonl", Path.cwd() / "here")
 
 
 def test_a_single_training_manifest_needs_no_list(tmp_path: Path) -> None:

@@ -439,13 +439,30 @@ def test_fewer_batches_than_are_loaded_ahead(tmp_path: Path, count: int) -> None
 
 
 def test_an_error_of_the_loader_reaches_the_caller(tmp_path: Path) -> None:
-    got = corpus(tmp_path, rows_of([0.2] * 10), data={"cache_gb": 0})
+    got = corpus(tmp_path, rows_of([0.2] * 10), training=False, data={"cache_gb": 0})
     (tmp_path / "u006.wav").unlink()
     seen = []
     with pytest.raises(audio.AudioError, match=r"u006\.wav: no such file"):  # noqa: PT012
         for batch in got.batches([[Item(i)] for i in range(10)], 0):
             seen.append(batch.ids[0])
     assert seen == [f"u{i:03}" for i in range(6)]
+
+
+def test_audio_beyond_the_cache_that_fails_is_replaced_and_listed(tmp_path: Path) -> None:
+    rows = rows_of([0.2] * 5)
+    rows[3]["text"], rows[3]["duration"] = "abab", 5.0  # the audio is too short for it
+    got = corpus(tmp_path, rows, audio_of={"u003": noise(round(0.1 * RATE))}, data={"cache_gb": 0})
+    (tmp_path / "u002.wav").unlink()
+    for _ in range(2):
+        batches = got.batches([[Item(0), Item(1, 1.0, (2,))], [Item(3), Item(4)]], 0)
+        assert [batch.ids for batch in batches] == [("u000", "u001 + u004"), ("u004", "u004")]
+    assert [skipped.id for skipped in got.skipped] == ["u002", "u003"]
+    assert "no such file" in got.skipped[0].reason
+    assert "too short for its text" in got.skipped[1].reason
+    for path in tmp_path.glob("*.wav"):
+        path.unlink()
+    with pytest.raises(audio.AudioError, match="none of the utterances can be read any more"):
+        got.load([Item(0)], 0)
 
 
 def test_leaving_early_stops_the_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from asr import Recognizer, audio
+from asr import Recognizer, audio, onnxfile
 from asr.training import checkpoint, config, export
 from asr.training.model import AcousticModel
 
@@ -111,3 +111,26 @@ def test_output_exists(tmp_path: Path) -> None:
 def test_unfinished_run(tmp_path: Path) -> None:
     with pytest.raises(checkpoint.CheckpointError, match="no finished model"):
         export.export(tmp_path, tmp_path / "m.onnx")
+
+
+def test_no_export_needs_an_operator_that_is_refused(tmp_path: Path) -> None:
+    """And none is allowed that no export needs."""
+    mfcc = config.Features(kind="mfcc", n_mels=20, n_mfcc=13, deltas=2)
+    found = set()
+    for number, (network, features) in enumerate(
+        [
+            ({"cell": "lstm"}, {}),
+            ({"cell": "gru", "norm": "none", "subsampling": 2}, {}),
+            ({"cell": "rnn_tanh", "bidirectional": False}, {}),
+            ({"cell": "lstm", "norm": "batch", "subsampling": 1, "projection": 8}, {"features": mfcc}),
+        ]
+    ):
+        settings = settings_of(**network).model_copy(update=features)
+        (tmp_path / str(number)).mkdir()
+        _, path = saved(tmp_path / str(number), settings)
+        for int8 in (False, True):
+            out = path.with_name(f"{int8}.onnx")
+            export.export(path, out, int8=int8)
+            assert Recognizer(out).card["precision"] == ("int8" if int8 else "float32")
+            found |= {f"{node.domain}.{node.op_type}".lstrip(".") for node in onnx.load(out).graph.node}
+    assert found == set(onnxfile.OPERATORS.split())

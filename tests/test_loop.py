@@ -773,6 +773,67 @@ def test_changed_settings_are_named(
         train(without, finished[0], resume=True)
 
 
+@pytest.mark.usefixtures("no_plots")
+def test_settings_that_are_new_or_change_no_weight_may_differ(
+    tmp_path: Path, finished: tuple[Path, config.Config]
+) -> None:
+    run, chosen = finished
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    older = config.to_dict(chosen)
+    del older["augment"]["join_share"]  # as an earlier version wrote them
+    (copy / "config.yaml").write_text(yaml.safe_dump(older))
+    changed = {"checkpoint_minutes": 7.0, "description": "better said", "data": {**older["data"], "cache_gb": 1.0}}
+    assert train(config.parse(older | changed, "test"), copy, resume=True).finished
+
+
+def test_two_trainings_cannot_share_a_folder(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict(settings())))
+    with loop._Log(tmp_path, active=True) as log:
+        log.write({"loss": 1.0}, 0)
+        with pytest.raises(TrainingError, match="another process is training here"):
+            train(settings(), tmp_path, resume=True)
+    assert read_log(tmp_path) == [{"loss": 1.0}]
+
+
+def test_out_of_memory_says_what_to_lower(
+    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(loop._Session, "_losses", full)
+    with pytest.raises(
+        TrainingError, match=r"out of memory on cpu at step 0: CUDA out of memory; lower batch\.seconds"
+    ):
+        train(settings(), tmp_path / "run")
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_resumed_training_does_not_need_what_it_started_from(
+    tmp_path: Path, finished: tuple[Path, config.Config]
+) -> None:
+    run, chosen = finished
+    donor = tmp_path / "donor"
+    shutil.copytree(run, donor)
+    warm = config.parse(config.to_dict(chosen) | {"init": str(donor), "epochs": 1}, "test")
+    train(warm, tmp_path / "warm")
+    shutil.rmtree(donor)
+    assert train(warm, tmp_path / "warm", resume=True).finished
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_audio_that_vanishes_is_replaced_and_said(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+    manifest = make_corpus(tmp_path)
+    console = Console(file=io.StringIO(), width=400)
+    chosen = settings(epochs=1, data__train=[str(manifest)], data__cache_gb=0)
+    lost = json.loads(manifest.read_text().splitlines()[0])["audio_filepath"]
+    (tmp_path / lost).write_bytes(b"no audio")
+    assert train(chosen, tmp_path / "run", console=console).finished
+    assert "audio that could not be read was replaced by other; 1 skipped" in console.file.getvalue()
+    assert "no audio" not in (tmp_path / "run" / "skipped_train.jsonl").read_text()
+
+
 @pytest.mark.parametrize("contents", [None, "a: [", b"\xff\xfe\x00"])
 def test_settings_of_the_folder_that_cannot_be_read(
     tmp_path: Path, settings: Callable[..., config.Config], contents: str | bytes | None

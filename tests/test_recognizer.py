@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from conftest import DATA
 
@@ -157,6 +161,77 @@ def test_bad_samples(recognizer: Recognizer, source: np.ndarray, rate: int | Non
 def test_one_pass_has_a_limit(recognizer: Recognizer) -> None:
     with pytest.raises(AudioError, match=r"expected at most 20 minutes of audio, got 20\.0"):
         recognizer.log_probs(np.zeros(round(MAX_S + 1) * 16000, np.float32))
+
+
+def outputs(value: float, graph: onnx.GraphProto) -> None:
+    """A network that adds this to its outputs."""
+    next(node for node in graph.node if node.output[0] == "log_probs").output[0] = "before"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.float32(value), "more"))
+    graph.node.append(onnx.helper.make_node("Add", ["before", "more"], ["log_probs"]))
+
+
+def renamed(graph: onnx.GraphProto) -> None:
+    next(node for node in graph.node if node.output[0] == "log_probs").output[0] = graph.output[0].name = "scores"
+
+
+@pytest.mark.parametrize(
+    ("change", "card", "message"),
+    [
+        (partial(outputs, np.nan), {}, ", got NaN; train it again"),
+        (renamed, {}, "the network cannot run: "),
+        (
+            None,
+            {"tokens": ["<blank>", "a"]},
+            "expected log-probabilities of the network, float32 (1, 1, 2), got float32 (1, 1, ",
+        ),
+        (None, {"tokens": ["<blank>", 1]}, "export the model again"),
+        (
+            None,
+            {"tokens": ["a"]},
+            "expected a vocabulary that starts with '<blank>', got ['a']; export the model again",
+        ),
+        (None, {"name": None}, "the metadata of a 16000 Hz model, but it lacks name; export it again"),
+        (None, {"frame_shift": 0}, "samples, 0 apart; export it again"),
+        (None, {"receptive_field": 1 << 40}, "but it has frames of 1099511627776 samples, "),
+        (None, {"receptive_field": "560"}, "but it lacks receptive_field; export it again"),
+        (None, {"schema": 1e999}, "expected metadata written by asr export, got '{"),
+        (None, "[" * 100_000, "expected metadata written by asr export, got '[[["),
+        (None, "[]", "expected metadata written by asr export, got '[]'; export it again"),
+    ],
+)
+def test_models_that_cannot_be_right(
+    tmp_path: Path, change: Callable[[onnx.GraphProto], None] | None, card: dict[str, object] | str, message: str
+) -> None:
+    """Each is refused as it is loaded, not when there is a recording."""
+    proto = onnx.load(find_model("digits"))
+    if change:
+        change(proto.graph)
+    text = card if isinstance(card, str) else json.dumps(json.loads(proto.metadata_props[0].value) | card)
+    onnx.helper.set_model_props(proto, {"asr": text})
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelError) as caught:
+        Recognizer(tmp_path / "m.onnx")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'm.onnx'}: ")
+
+
+def test_onnxruntime_does_not_guess_the_format(tmp_path: Path) -> None:
+    """With these letters in this place it would take a file for one of its own format, of which nothing is checked."""
+    producer = b"\x12\x06  ORTM"
+    (tmp_path / "m.onnx").write_bytes(producer + find_model("digits").read_bytes())
+    assert Recognizer(tmp_path / "m.onnx").transcribe(DIGITS).text == "five seven nine zero"
+
+
+def test_onnxruntime_does_not_see_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise AssertionError("it was loaded")
+
+    proto = onnx.load(find_model("digits"))
+    proto.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    monkeypatch.setattr("onnxruntime.InferenceSession", unreachable)
+    with pytest.raises(ModelError, match="weights in another file, which is not read; export it again"):
+        Recognizer(tmp_path / "m.onnx")
 
 
 def test_bad_beam() -> None:

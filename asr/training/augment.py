@@ -11,6 +11,7 @@ from torch import Tensor
 from asr import audio
 from asr.training import config
 
+_FFT_MULTIPLE = 1 << 12  # samples: sizes with small prime factors are transformed several times faster
 _OCTAVES = [125 * 2**i for i in range(7)]  # Hz
 
 
@@ -30,10 +31,11 @@ def equalise(waveform: np.ndarray, most_db: float, rng: np.random.Generator) -> 
     Its gain is drawn from +-most_db at each octave from 125 Hz to 8 kHz, and linear in between.
     source: Nam et al. 2022, "FilterAugment: An acoustic environmental data augmentation method".
     """
-    spectrum = np.fft.rfft(waveform)
-    frequencies = np.fft.rfftfreq(len(waveform), 1 / audio.SAMPLE_RATE)
+    size = -(-len(waveform) // _FFT_MULTIPLE) * _FFT_MULTIPLE
+    spectrum = np.fft.rfft(waveform, size)
+    frequencies = np.fft.rfftfreq(size, 1 / audio.SAMPLE_RATE)
     gains_db = np.interp(frequencies, _OCTAVES, rng.uniform(-most_db, most_db, len(_OCTAVES)))
-    return np.fft.irfft(spectrum * 10 ** (gains_db / 20), len(waveform)).astype(np.float32)
+    return np.fft.irfft(spectrum * 10 ** (gains_db / 20), size)[: len(waveform)].astype(np.float32)
 
 
 def add_noise(

@@ -32,6 +32,7 @@ def _not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+_Path = Annotated[Path, AfterValidator(Path.absolute)]  # the same file, wherever a training is resumed from
 _Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
 _Speed = Annotated[float, Field(gt=0.25, lt=4)]
 _Share = Annotated[float, Field(ge=0, lt=1)]
@@ -44,8 +45,8 @@ class _Section(BaseModel):
 class Data(_Section):
     """What is trained on. Manifests are JSON lines (see `asr.manifest`); several are joined."""
 
-    train: Annotated[tuple[Path, ...], AfterValidator(_not_empty)]
-    dev: Path
+    train: Annotated[tuple[_Path, ...], AfterValidator(_not_empty)]
+    dev: _Path
     normaliser: str = "english"
     alphabet: str = " 'abcdefghijklmnopqrstuvwxyz"
     max_s: Annotated[float, Field(gt=0)] = 30.0  # longer utterances are left out, counted and listed
@@ -111,7 +112,7 @@ class Augment(_Section):
     speed: Annotated[tuple[_Speed, ...], AfterValidator(_not_empty)] = (1.0,)  # factors; tempo and pitch together
     gain_db: _Range = (0.0, 0.0)  # uniform range
     equaliser_db: Annotated[float, Field(ge=0, le=40)] = 0.0  # random gain of each octave, up to +- this
-    noise: Path | None = None  # folder of noise recordings
+    noise: _Path | None = None  # folder of noise recordings
     noise_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the utterances get noise, if there is a folder
     snr_db: _Range = (5.0, 25.0)  # uniform range
     spec_augment: SpecAugment | None = SpecAugment()
@@ -151,7 +152,9 @@ class Config(_Section):
     licence: str = "unspecified"  # of the trained model; it follows the corpus
     description: str = ""  # of the training data, a line for the model's card
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    init: Path | None = None  # a run folder or weights file to start from: what fits is copied, what does not is listed
+    init: _Path | None = (
+        None  # a run folder or weights file to start from: what fits is copied, what does not is listed
+    )
     epochs: Annotated[int, Field(ge=1)] = 30
     sortagrad_epochs: Annotated[int, Field(ge=0)] = 1  # first epochs in order of length (Amodei et al. 2016)
     patience: Annotated[int, Field(ge=1)] | None = None  # epochs without a better dev CER before stopping

@@ -72,7 +72,9 @@ class Batch:
 class Corpus:
     """The usable utterances of manifests, with their audio decoded once and kept as int16.
 
-    raises: ManifestError, ConfigError; an utterance that cannot be used is listed in `skipped`.
+    skipped: the utterances that cannot be used. Audio beyond data.cache_gb is read when its turn comes; one that cannot be
+             read then is listed too, and the next takes its place.
+    raises:  ManifestError, ConfigError.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Corpus:
         self._noises = augment.read_noises(noise) if noise else []
         self._space = tokens.encode(" ") if " " in tokens.symbols else []
         self._cache: dict[int, np.ndarray] = {}
+        self._unusable: set[int] = set()  # numbers of examples that failed when their turn came
 
     def _example(self, utterance: Utterance, text: str, tokens: Tokens) -> Example:
         token_ids = tuple(tokens.encode(text))
@@ -186,9 +189,11 @@ class Corpus:
 
     def _join(self, rng: np.random.Generator) -> list[tuple[int, ...]]:
         """Every example once: alone, or in a group that is heard as one utterance."""
+        share = self._settings.augment.join_share
+        if not share:
+            return [(index,) for index in range(len(self.examples))]
         groups: list[tuple[int, ...]] = []
         length_s = 0.0
-        share = self._settings.augment.join_share
         for index in map(int, rng.permutation(len(self.examples))):
             length_s += self.examples[index].duration_s
             if groups and rng.random() < share and length_s <= self._settings.data.max_s:
@@ -231,13 +236,16 @@ class Corpus:
 
     def load(self, items: Sequence[Item], epoch: int) -> Batch:
         """One batch, perturbed as drawn for this epoch (not at all outside training)."""
-        waveforms = [self._perturbed(item, epoch) if self._training else self.waveform(item.index) for item in items]
+        groups, waveforms = [], []
+        for item in items:
+            heard = [self.heard(index, item.speed) for index in item.indices]
+            groups.append([self.examples[index] for index, _ in heard])
+            waveforms.append(self._perturbed([waveform for _, waveform in heard], item, epoch))
         seconds = sum(map(len, waveforms)) / audio.SAMPLE_RATE
         padded = [audio.pad(waveform, *self._padding) for waveform in waveforms]
         stacked = np.zeros((len(padded), max(map(len, padded))), np.float32)
         for row, waveform in zip(stacked, padded, strict=True):
             row[: len(waveform)] = waveform
-        groups = [[self.examples[index] for index in item.indices] for item in items]
         token_ids = [self._joined_ids(group) for group in groups]
         return Batch(
             ids=tuple(" + ".join(example.utterance.id for example in group) for group in groups),
@@ -248,6 +256,24 @@ class Corpus:
             seconds=seconds,
         )
 
+    def heard(self, index: int, speed: float = 1.0) -> tuple[int, np.ndarray]:
+        """An example's number and audio (N,); in training, of the next one that can be used at this speed if it cannot."""
+        if index in self._cache or not self._training:
+            return index, self.waveform(index)
+        for other in (*range(index, len(self.examples)), *range(index)):
+            if other not in self._unusable:
+                example = self.examples[other]
+                try:
+                    waveform = self.waveform(other)
+                    self._check_length(example, len(waveform) / audio.SAMPLE_RATE / speed)
+                    return other, waveform
+                except (audio.AudioError, _UnusableError) as error:
+                    self._unusable.add(other)
+                    self.skipped.append(Skipped(example.utterance.id, str(error)))
+        raise audio.AudioError(
+            "train: none of the utterances can be read any more; the first: " + self.skipped[0].reason
+        )
+
     def _joined_ids(self, group: Sequence[Example]) -> list[int]:
         """The token ids of several examples, with a space between two if the alphabet has one."""
         ids = list(group[0].token_ids)
@@ -255,13 +281,15 @@ class Corpus:
             ids += [*self._space, *example.token_ids]
         return ids
 
-    def _perturbed(self, item: Item, epoch: int) -> np.ndarray:
-        settings = self._settings.augment
-        rng = np.random.default_rng([self._settings.seed, epoch, item.index])
+    def _perturbed(self, waveforms: Sequence[np.ndarray], item: Item, epoch: int) -> np.ndarray:
+        """The waveforms joined and, in training, perturbed: (N,)."""
         # A frame of silence between two, for the space between their texts.
         silence = np.zeros(self._padding[1], np.float32)
-        pieces = [piece for index in item.indices for piece in (silence, self.waveform(index))]
-        waveform = np.concatenate(pieces[1:])
+        waveform = np.concatenate([piece for waveform in waveforms for piece in (silence, waveform)][1:])
+        if not self._training:
+            return waveform
+        settings = self._settings.augment
+        rng = np.random.default_rng([self._settings.seed, epoch, item.index])
         if item.speed != 1.0:
             waveform = augment.speed(waveform, item.speed)
         if settings.equaliser_db:

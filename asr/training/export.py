@@ -9,7 +9,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def export(run: Path, out: Path, *, name: str | None = None, int8: bool = False,
         _check_parity(model, graph.SerializeToString())
         if int8:
             graph = _quantised(graph, Path(folder))
+            _check_sound(model, graph.SerializeToString())
     card = {
         "schema": SCHEMA,
         "name": name or settings.name,
@@ -126,7 +127,8 @@ def _portable(settings: config.Config) -> dict[str, object]:
     return {name: value for name, value in tree.items() if name != "init"}
 
 
-def _check_parity(model: AcousticModel, data: bytes) -> None:
+def _outputs(model: AcousticModel, data: bytes) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """At several lengths: the frames, the model's log-probabilities and the graph's."""
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     for frames in _CHECKED_FRAMES:
@@ -134,7 +136,21 @@ def _check_parity(model: AcousticModel, data: bytes) -> None:
         waveform = audio.pad(samples, model.receptive_field, model.frame_shift)[None]
         with torch.no_grad():
             expected = model(torch.from_numpy(waveform)).numpy()
-        got = session.run(["log_probs"], {"waveform": waveform})[0]
+        yield frames, expected, session.run(["log_probs"], {"waveform": waveform})[0]
+
+
+def _check_sound(model: AcousticModel, data: bytes) -> None:
+    """Of a quantised graph: it gives probabilities. What it costs in errors only recordings can tell."""
+    for frames, expected, got in _outputs(model, data):
+        if got.shape != expected.shape or not np.allclose(np.exp(got).sum(axis=2), 1, atol=1e-3):
+            raise ExportError(
+                f"expected log-probabilities of shape {expected.shape} from the int8 graph at {frames} frames, got "
+                f"{got.shape} that are none; nothing was written: export it without --int8"
+            )
+
+
+def _check_parity(model: AcousticModel, data: bytes) -> None:
+    for frames, expected, got in _outputs(model, data):
         if got.shape != expected.shape or not np.allclose(got, expected, atol=_TOLERANCE, rtol=_TOLERANCE):
             worst = np.abs(got - expected).max() if got.shape == expected.shape else f"{got.shape} for {expected.shape}"
             raise ExportError(

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ from asr.training.model import AcousticModel
 
 LOG_EVERY = 10  # steps
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+# Settings that change no weight, and may differ when a training is resumed.
+_FREE = {"name", "description", "licence", "checkpoint_minutes", "data.cache_gb"}
 _FIT_UTTERANCES = 500  # for the mean and deviation of the features
 
 
@@ -102,11 +104,12 @@ def train(
     tokens = Tokens.of(settings.data.alphabet)
     torch.manual_seed(settings.seed)
     model = AcousticModel(settings, len(tokens))
-    fitted = settings.init is not None and _warm_start(model, settings, console)
+    last = run / "last.safetensors"
+    resumed = resume and last.exists()
+    fitted = settings.init is not None and not resumed and _warm_start(model, settings, console)
     corpora = _read_corpora(settings, tokens, model, run if fabric.is_global_zero else None, console)
     session = _Session(settings, run, fabric, model, *corpora, console)
-    last = run / "last.safetensors"
-    if resume and last.exists():
+    if resumed:
         session.restore(last)
     else:
         if resume:
@@ -118,6 +121,11 @@ def train(
             if session.run_epochs(interrupted):
                 return session.finish()
             session.save()
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"out of memory on {fabric.device} at step {session.state.step}: {str(error).split('. ')[0]}; "
+            "lower batch.seconds or batch.max_utterances, or data.max_s"
+        ) from None
     except OSError as error:
         raise TrainingError(
             f"{error.filename or run}: cannot be written: {error.strerror}; free some space, then go on with --resume"
@@ -142,6 +150,7 @@ class _Session:
     ) -> None:
         self.settings, self.run, self.fabric, self.console = settings, run, fabric, console
         self.train_set, self.dev_set = train_set, dev_set
+        self.skipped = len(train_set.skipped)
         self.model = model.to(fabric.device)
         self.raw_optimiser = torch.optim.AdamW(
             model.network.parameters(),
@@ -267,6 +276,10 @@ class _Session:
         spec = self.settings.augment.spec_augment
         if spec and cer < spec.start_cer:
             state.spec_augment = True
+        if len(self.train_set.skipped) > self.skipped and self.fabric.is_global_zero:
+            said = _list_skipped(self.train_set, "train", self.run)
+            self.console.print(f"audio that could not be read was replaced by other; {said}", soft_wrap=True)
+        self.skipped = len(self.train_set.skipped)
         self._write_weights()
         state.epoch += 1
         state.step_in_epoch, state.loss_sum, state.token_sum, state.audio_s, state.epoch_s = 0, 0.0, 0, 0.0, 0.0
@@ -342,7 +355,7 @@ class _Session:
         rng = np.random.default_rng(self.settings.seed)
         chosen = rng.permutation(len(self.train_set.examples))[:_FIT_UTTERANCES]
         device = self.fabric.device
-        waveforms = (torch.from_numpy(self.train_set.waveform(int(index))) for index in chosen)
+        waveforms = (torch.from_numpy(self.train_set.heard(int(index))[1]) for index in chosen)
         shortest = self.model.features.receptive_field()
         enough = [waveform.to(device) for waveform in waveforms if len(waveform) >= shortest]
         if not enough:
@@ -538,12 +551,13 @@ def _prepare_folder(run: Path, settings: config.Config, resume: bool) -> None:
                 f"{run}: already holds a training; continue it with --resume, or give another --run folder"
             )
         try:
-            old = yaml.safe_load(resolved.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            # Read as settings, not compared as text: those that a newer version added have their defaults in it.
+            old = config.to_dict(config.parse(yaml.safe_load(resolved.read_text(encoding="utf-8")), str(resolved)))
+        except (OSError, ValueError, yaml.YAMLError, config.ConfigError) as error:
             raise TrainingError(
                 f"{resolved}: expected the settings of this training, cannot read them: {error}"
             ) from None
-        changed = sorted(_changed(old, new))
+        changed = sorted(set(_changed(old, new)) - _FREE)
         if changed:
             raise TrainingError(
                 f"{run}: expected the settings that this training began with, but these differ: {', '.join(changed)}; "
@@ -595,12 +609,7 @@ def _read_corpora(
         hidden = not console.is_terminal
         corpus.decode(track(numbers, f"decoding {name} audio", console=console, transient=True, disable=hidden))
         hours = sum(example.duration_s for example in corpus.examples) / 3600
-        note = ""
-        if corpus.skipped and run:
-            path = run / f"skipped_{name}.jsonl"
-            lines = (json.dumps({"id": skip.id, "reason": skip.reason}, ensure_ascii=False) for skip in corpus.skipped)
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            note = f"; {len(corpus.skipped)} skipped, listed with reasons in {path}"
+        note = f"; {_list_skipped(corpus, name, run)}" if corpus.skipped and run else ""
         console.print(
             f"{name}: {len(corpus.examples)} utterances, {hours:.2f} hours{note}", highlight=False, soft_wrap=True
         )
@@ -610,6 +619,14 @@ def _read_corpora(
                 f"{name}: none of {len(corpus.skipped)} utterances can be used; the first, {first.id}: {first.reason}"
             )
     return train_set, dev_set
+
+
+def _list_skipped(corpus: Corpus, name: str, run: Path) -> str:
+    """Write which utterances cannot be used, and why; returns what to say of it."""
+    path = run / f"skipped_{name}.jsonl"
+    lines = (json.dumps({"id": skip.id, "reason": skip.reason}, ensure_ascii=False) for skip in corpus.skipped)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return f"{len(corpus.skipped)} skipped, listed with reasons in {path}"
 
 
 def _share(plan: list[Any], rank: int, world: int) -> list[Any]:
@@ -686,6 +703,7 @@ class _Log:
             from torch.utils.tensorboard import SummaryWriter
 
             self._file = self._path.open("a", encoding="utf-8", buffering=1)  # by line, for who watches it grow
+            _lock(self._file, self._run)
             if self._path.stat().st_size > self._kept_bytes:
                 self._file.truncate(self._kept_bytes)
             self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._kept_steps)
@@ -714,6 +732,23 @@ class _Log:
         os.fsync(self._file.fileno())  # a checkpoint that outlives a power cut must find its log
         self._board.flush()
         return self._path.stat().st_size
+
+
+def _lock(file: TextIO, run: Path) -> None:
+    """Hold a file until it is closed, so that two trainings cannot write into one folder."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise TrainingError(
+            f"{run}: another process is training here; wait for it, or give another --run folder"
+        ) from None
+    except OSError:  # a file system without locks
+        return
 
 
 class _Display:
