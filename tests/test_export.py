@@ -134,3 +134,15 @@ def test_no_export_needs_an_operator_that_is_refused(tmp_path: Path) -> None:
             assert Recognizer(out).card["precision"] == ("int8" if int8 else "float32")
             found |= {f"{node.domain}.{node.op_type}".lstrip(".") for node in onnx.load(out).graph.node}
     assert found == set(onnxfile.OPERATORS.split())
+
+
+def test_a_model_that_the_recogniser_would_refuse_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run = saved(tmp_path, settings_of())
+    monkeypatch.setattr(onnxfile, "OPERATORS", onnxfile.OPERATORS.replace("LSTM ", ""))
+    with pytest.raises(
+        export.ExportError, match="the recogniser would refuse this model, since it holds the operator LSTM"
+    ):
+        export.export(run, tmp_path / "model.onnx")
+    assert not list(tmp_path.glob("*.onnx*"))

@@ -28,7 +28,7 @@ ALLOWED = {
     "doctor": {"errors", "audio", "manifest", "text", "tokens"},
     "onnxfile": {"errors"},
     "recognizer": {"errors", "audio", "ctc", "onnxfile", "tokens", "transcript"},
-    "training": {"errors", "audio", "text", "tokens", "manifest", "metrics", "ctc", "training"},
+    "training": {"errors", "audio", "text", "tokens", "manifest", "metrics", "ctc", "onnxfile", "training"},
     "batch": {"errors", "audio", "recognizer", "transcript"},
     "cli": None,  # the top: anything, but only inside its commands
     "__main__": None,

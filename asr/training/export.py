@@ -19,7 +19,7 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from asr import __version__, audio
+from asr import __version__, audio, onnxfile
 from asr.errors import AsrError
 from asr.training import checkpoint, config
 from asr.training.model import AcousticModel
@@ -95,7 +95,13 @@ def _write(graph: onnx.ModelProto, card: Mapping[str, Any], out: Path) -> None:
     temporary = out.with_name(out.name + ".part")
     try:
         temporary.write_bytes(graph.SerializeToString())
+        onnxfile.read(temporary)
         temporary.replace(out)
+    except onnxfile.OnnxFileError as error:
+        temporary.unlink()
+        raise ExportError(
+            f"{out}: the recogniser would refuse this model, since it holds {error}; nothing was written"
+        ) from None
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ExportError(f"{out}: cannot be written: {error.strerror}; check the folder and its free space") from None
