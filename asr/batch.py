@@ -5,11 +5,16 @@ from __future__ import annotations
 import glob
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 from asr import audio
 from asr.errors import AsrError
@@ -28,6 +33,14 @@ class Job:
     path: Path
     name: Path
     outputs: dict[str, Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came of a recording, and the seconds it took."""
+
+    result: Transcript | AsrError
+    seconds: float
 
 
 def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, Path], list[BatchError]]:
@@ -91,17 +104,22 @@ def plan(
     return jobs, skipped, errors
 
 
+def processes(recordings: int, jobs: int | None) -> int:
+    """How many share the work: jobs, or all cores for 4 files or more, since one takes half a second to start."""
+    return max(1, min(jobs or (_cores() if recordings >= 4 else 1), recordings))
+
+
 def transcribe(
     paths: Sequence[Path], model: str | Path | None, *, beam: int, jobs: int | None, threads: int | None = None
-) -> Iterator[Transcript | AsrError]:
+) -> Generator[Attempt, None, None]:
     """The transcript of each file, or the error it met; in order, however many processes share the work.
 
-    threads: of a single process; None: as the recogniser thinks best.
-    jobs: processes, each with a recogniser of its own on one thread; with 1, this process does it all. Not given: all
-          cores where there are at least 4 files, since a process takes half a second to start.
+    threads: of the network in each process. None: one each, and in a single process as the recogniser thinks best.
+    jobs:    see `processes`; with 1, this process does it all.
+    To close the generator, and Ctrl-C, end the processes at once.
     """
-    workers = jobs or (_cores() if len(paths) >= 4 else 1)
-    if workers == 1 or len(paths) == 1:
+    workers = processes(len(paths), jobs)
+    if workers == 1:
         recognizer = Recognizer(model, beam=beam, threads=threads)
         for path in paths:
             yield _attempt(recognizer, path)
@@ -109,13 +127,42 @@ def transcribe(
     Recognizer(model, beam=beam)  # a model that cannot be loaded is one error here, not one in every process
     # Spawned, not forked: onnxruntime's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(paths)), context, _start, (model, beam)) as pool:
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workers, context, _start, (model, beam, threads or 1)) as pool:
         try:
-            yield from pool.map(_attempt_here, paths)
+            with _uninterrupted():
+                waiting = deque(pool.submit(_attempt_here, path) for path in paths)
+            while waiting:
+                yield waiting.popleft().result()
         except BrokenProcessPool:
             raise BatchError("a process died, perhaps for lack of memory; try again with fewer --jobs") from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:
+            # What they are at may take minutes yet. No future is cancelled: that races with the pool, which marks all as
+            # failed once its processes are gone.
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block; the processes started in it never hear it: to end them is for this one.
+
+    They inherit that it is blocked. What they do themselves, in `_start`, is too late for one during their imports.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    came: list[int] = []  # blocked here, it goes to another thread, if there is one, and then to this handler
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _in_folder(folder: Path, recursive: bool, unreadable: list[OSError]) -> list[Path]:
@@ -133,20 +180,24 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _attempt(recognizer: Recognizer, path: Path) -> Transcript | AsrError:
+def _attempt(recognizer: Recognizer, path: Path) -> Attempt:
+    started = perf_counter()
+    result: Transcript | AsrError
     try:
-        return recognizer.transcribe(path)
+        result = recognizer.transcribe(path)
     except AsrError as error:
-        return error
+        result = error
+    return Attempt(result, perf_counter() - started)
 
 
 _own: Recognizer  # of a worker process
 
 
-def _start(model: str | Path | None, beam: int) -> None:
+def _start(model: str | Path | None, beam: int, threads: int) -> None:
     global _own
-    _own = Recognizer(model, beam=beam, threads=1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where that is not inherited, as on Windows
+    _own = Recognizer(model, beam=beam, threads=threads)
 
 
-def _attempt_here(path: Path) -> Transcript | AsrError:
+def _attempt_here(path: Path) -> Attempt:
     return _attempt(_own, path)

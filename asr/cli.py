@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,9 +20,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from asr.batch import Job
     from asr.manifest import Utterance
     from asr.metrics import Scored
     from asr.recognizer import Recognizer
+    from asr.transcript import Transcript
 
 app = typer.Typer(
     help="Train a speech recogniser, carry it in one file, run it without PyTorch.",
@@ -30,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[str, typer.Option("--model", "-m", help="A model file (.onnx), or the name of a bundled model.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="A model file (.onnx), a run folder, or a name.")]
 Beam = Annotated[int, typer.Option(help="Width of the beam search; 1 is greedy decoding.", min=1)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override.")]
@@ -56,45 +60,76 @@ def transcribe(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")
     ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Threads of the network in each process.", min=1, show_default="1 with several processes"),
+    ] = None,
     rate: Annotated[int | None, typer.Option(help="The pipe has raw 16-bit mono samples at this rate, in Hz.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line on stderr for each recording.")] = False,
 ) -> None:
     """Print the text of recordings, or write it to files, offline."""
     from time import perf_counter
 
     from asr import batch
+    from asr.recognizer import Recognizer, find_model
     from asr.transcript import WRITERS, write
 
     kinds = list(dict.fromkeys(formats.split(",")))
     unknown = [kind for kind in kinds if kind not in WRITERS]
     if unknown:
         raise typer.BadParameter(f"'{unknown[0]}': {nearest(unknown[0], WRITERS)}", param_hint="--format")
-    if output is None and len(kinds) > 1:
-        raise typer.BadParameter("several formats need a folder to go to: -o DIR", param_hint="--format")
-    if inputs == ["-"]:
-        _transcribe_pipe(model, kinds, output, beam, rate, overwrite)
-        return
+    piped = inputs == ["-"]
+    replace = overwrite or skip_existing  # one that is left of an unfinished recording is replaced too
+    for wrong, option, message in (
+        (output is None and len(kinds) > 1, "--format", "several formats need a folder to go to: -o DIR"),
+        (quiet and verbose, "--quiet", "--verbose asks for the opposite"),
+        (overwrite and skip_existing, "--overwrite", "--skip-existing asks for the opposite"),
+        (replace and output is None, "--overwrite, --skip-existing", "no files are written without -o DIR"),
+        ("-" in inputs and not piped, "INPUTS", "- reads from a pipe and stands alone; a file of that name is ./-"),
+        (rate is not None and not piped, "--rate", "is for raw samples from a pipe: give - as the only input"),
+        (piped and (recursive or jobs), "--recursive, --jobs", "a pipe is one recording"),
+    ):
+        if wrong:
+            raise typer.BadParameter(message, param_hint=option)
     started = perf_counter()
-    recordings, nothing = batch.find(inputs, recursive=recursive)
+    recordings, nothing = ({Path("stdin"): Path("stdin")}, []) if piped else batch.find(inputs, recursive=recursive)
+    if output is None and len(recordings) > 1 and kinds[0] not in ("txt", "ctm"):
+        raise typer.BadParameter(
+            f"{kinds[0]} of {len(recordings)} recordings cannot be told apart on stdout: -o DIR", param_hint="--format"
+        )
     todo, skipped, refused = batch.plan(recordings, output, kinds, overwrite=overwrite, skip_existing=skip_existing)
     for error in nothing + refused:
         _complain(error)
+    model = _as_onnx(model)
+    if verbose and todo:
+        count = batch.processes(len(todo), jobs)
+        name = Recognizer(model, beam=1, threads=1).name
+        _note(f"model {name}, {find_model(model)}, {count} process{'es' * (count > 1)}")
+    hint = "; --skip-existing goes on from here" if output and not piped else ""
+    if piped and todo:
+        with _interruptible(hint):
+            recognizer = Recognizer(model, beam=beam, threads=threads)
+            _transcribe_pipe(todo[0], kinds[0], recognizer, rate, replace, verbose)
+        return
     done, audio_s = 0, 0.0
-    results = batch.transcribe([job.path for job in todo], model, beam=beam, jobs=jobs)
-    with _progress(_stderr(quiet or len(todo) < 2)) as progress:
+    results = batch.transcribe([job.path for job in todo], model, beam=beam, jobs=jobs, threads=threads)
+    with _interruptible(hint), closing(results), _progress(_stderr(quiet or len(todo) < 2)) as progress:
         task = progress.add_task("transcribing", total=len(todo))
-        for job, result in zip(todo, results, strict=True):
+        for job, attempt in zip(todo, results, strict=True):
             try:
-                if isinstance(result, AsrError):
-                    raise result
-                audio_s += result.duration_s
+                if isinstance(attempt.result, AsrError):
+                    raise attempt.result
+                audio_s += attempt.result.duration_s
                 name = _line(job.path.stem)
                 for kind, target in job.outputs.items():
                     _make_folder(target.parent)
-                    write(target, WRITERS[kind](result, name), overwrite=overwrite or skip_existing)
+                    write(target, WRITERS[kind](attempt.result, name), overwrite=replace)
                 if not job.outputs:
                     prefix = f"{_line(job.path)}\t" if len(recordings) > 1 and kinds == ["txt"] else ""
-                    _print(prefix + WRITERS[kinds[0]](result, name))
+                    _print(prefix + WRITERS[kinds[0]](attempt.result, name))
+                if verbose:
+                    _note(_told(job.path, attempt.result, attempt.seconds))
                 done += 1
             except AsrError as error:
                 _complain(error)
@@ -105,7 +140,7 @@ def transcribe(
         counts = f"{done} of {len(recordings)} recordings, {audio_s / 3600:.2f} h of audio"
         notes = [f"{len(skipped)} skipped"] * bool(skipped) + [f"{failed} failed, see above"] * bool(failed)
         spent = perf_counter() - started
-        typer.echo("; ".join([f"{counts} in {spent:.1f} s, {audio_s / spent:.0f} x real time", *notes]), err=True)
+        _note("; ".join([f"{counts} in {spent:.1f} s, {audio_s / spent:.0f} x real time", *notes]))
     if failed:
         raise typer.Exit(1)
 
@@ -138,7 +173,7 @@ def train(
         raise typer.Exit(130)
 
 
-@app.command(epilog="Example: `asr evaluate runs/fsdd recipes/fsdd/data/test.jsonl`")
+@app.command(epilog="Example: `asr evaluate runs/digits recipes/fsdd/data/test.jsonl`")
 def evaluate(
     model: Annotated[
         str, typer.Argument(help="A run folder, a model file (.onnx), or a bundled name.", show_default=False)
@@ -163,25 +198,30 @@ def evaluate(
     from asr.recognizer import Recognizer
     from asr.transcript import write
 
+    if output is not None:  # before the work, which may take hours
+        if os.path.exists(output) and not overwrite:  # noqa: PTH110 (Path.exists raises where a name is too long)
+            raise AsrError(f"{output}: the file exists already; use --overwrite, or name another")
+        _make_folder(output.parent)
     console = Console(stderr=True)
     utterances = read(manifest)
     recognizer = Recognizer(_as_onnx(model), beam=beam)
     failures: list[str] = []
     started = perf_counter()
-    scored = list(_recognise(recognizer, utterances, failures, console))
+    with _interruptible():
+        scored = list(_recognise(recognizer, utterances, failures, console))
     spent = perf_counter() - started
     if not scored:
         raise AsrError(f"{manifest}: none of {len(utterances)} utterances could be read; the first: {failures[0]}")
     report = metrics.report(scored, worst=worst)
-    if output is not None:
-        rows = ({"id": one.id, "reference": one.reference, "hypothesis": one.hypothesis} for one in scored)
-        write(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), overwrite=overwrite)
     if as_json:
         _print(json.dumps(report.to_json() | {"failed": failures}, indent=1, ensure_ascii=False) + "\n")
     else:
         report.render(Console())
     speed = sum(one.duration_s for one in scored) / max(spent, 1e-9)
     console.print(f"decoded at {speed:.0f} x real time, reading included", highlight=False)
+    if output is not None:
+        rows = ({"id": one.id, "reference": one.reference, "hypothesis": one.hypothesis} for one in scored)
+        write(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), overwrite=overwrite)
     if failures:
         typer.echo(
             f"{len(failures)} of {len(utterances)} utterances failed and are not in the figures, see above", err=True
@@ -189,7 +229,7 @@ def evaluate(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: `asr export runs/fsdd -o digits.onnx`")
+@app.command(epilog="Example: `asr export runs/digits -o digits.onnx`")
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or one of its .safetensors files.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.", show_default=False)],
@@ -219,7 +259,9 @@ def export(
 
 @app.command(epilog="Example: `asr info digits`")
 def info(
-    model: Annotated[str, typer.Argument(help="A model file (.onnx), or a name.", show_default=False)] = "digits",
+    model: Annotated[
+        str, typer.Argument(help="A model file (.onnx), a run folder, or a name.", show_default=False)
+    ] = "digits",
     as_json: Annotated[bool, typer.Option("--json", help="The whole card as JSON.")] = False,
 ) -> None:
     """What a model file is: vocabulary, features, network, training, licence, figures."""
@@ -227,31 +269,40 @@ def info(
 
     from asr.recognizer import Recognizer, find_model
 
-    path = find_model(model)
+    path = find_model(_as_onnx(model))
     card = Recognizer(path).card
     if as_json:
         _print(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
         return
-    settings = card["config"]
-    features, network = settings["features"], settings["network"]
-    columns = f"{features['n_mfcc']} coefficients" if features["kind"] == "mfcc" else f"{features['n_mels']} bands"
-    directions = "both directions" if network["bidirectional"] else "one direction"
+
+    def part(of: dict[str, Any], key: str) -> dict[str, Any]:
+        return of[key] if isinstance(of.get(key), dict) else {}
+
+    def filled(pattern: str, values: dict[str, Any]) -> str:
+        try:
+            return pattern.format_map(values)
+        except KeyError:  # a model can do without what a recogniser does not need
+            return ""
+
+    features, network = part(part(card, "config"), "features"), part(part(card, "config"), "network")
+    columns = "{n_mfcc} coefficients" if features.get("kind") == "mfcc" else "{n_mels} bands"
+    directions = "both directions" if network.get("bidirectional") else "one direction"
     rows = {
         "name": card["name"],
         "file": f"{path} ({path.stat().st_size / 1e6:.2f} MB, {card.get('precision', 'float32')})",
-        "trained on": card["description"],
-        "licence": card["licence"],
-        "features": f"{features['kind']}, {columns}",
-        "network": f"{network['layers']} x {network['hidden']} {network['cell']}, {directions}",
+        "trained on": card.get("description"),
+        "licence": card.get("licence"),
+        "features": filled("{kind}, " + columns, features),
+        "network": filled("{layers} x {hidden} {cell}, " + directions, network),
         "frame": f"{1000 * card['frame_shift'] / card['sample_rate']:.0f} ms",
         "vocabulary": f"{len(card['tokens'])} tokens: {''.join(card['tokens'][1:])!r}",
-        **{key.replace("_", " "): value for key, value in card["training"].items()},
-        **{key: str(value) for key, value in card.get("figures", {}).items()},
-        "written by": f"asr {card['version']}, schema {card['schema']}",
+        **{key.replace("_", " "): value for key, value in part(card, "training").items()},
+        **part(card, "figures"),
+        "written by": filled("asr {version}, ", card) + f"schema {card['schema']}",
     }
+    rows = {_line(key): _line(value) for key, value in rows.items() if value not in (None, "")}
     width = max(map(len, rows))
-    for key, value in rows.items():
-        typer.echo(f"{key:<{width}}  {value}")
+    _print("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()))
 
 
 @app.command(epilog="Example: `asr doctor recipes/fsdd/data/train.jsonl --config recipes/fsdd/config.yaml`")
@@ -329,7 +380,7 @@ def summary(
 def main() -> None:
     """Entry point: errors in the input are one line on stderr and exit status 1."""
     try:
-        app()
+        app(prog_name="asr")  # also as python -m asr, or shell completion would be of python
     except AsrError as error:
         _complain(error)
         sys.exit(1)
@@ -344,20 +395,27 @@ def main() -> None:
         extra = extras.get(str(error.name).split(".")[0])
         if extra is None:
             raise
-        _complain(f"this command needs {error.name}, which is not installed: pip install 'asr[{extra}]'")
+        _complain(
+            f"this command needs {error.name}, which is not installed; in a clone of this project: pip install '.[{extra}]'"
+        )
         sys.exit(1)
+    except ImportError as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        sys.exit(130)  # Ctrl-C while a library was loading
     except BrokenPipeError:  # the reader of our output, such as head, has had enough
         sys.stderr.close()
         sys.exit(1)
 
 
 def _transcribe_pipe(
-    model: str, kinds: list[str], output: Path | None, beam: int, rate: int | None, overwrite: bool
+    job: Job, kind: str, recognizer: Recognizer, rate: int | None, overwrite: bool, verbose: bool
 ) -> None:
-    """Standard input as one recording; its outputs are called stdin."""
+    """Standard input as one recording, to the job's outputs or in one format to the terminal."""
+    from time import perf_counter
+
     from asr.audio import AudioError, pipe_blocks
-    from asr.recognizer import Recognizer
-    from asr.transcript import SUFFIXES, WRITERS, write
+    from asr.transcript import WRITERS, write
 
     broken: list[AudioError] = []
 
@@ -367,18 +425,41 @@ def _transcribe_pipe(
         except AudioError as error:  # what came before it is worth having
             broken.append(error)
 
-    transcript = Recognizer(model, beam=beam).transcribe_blocks(heard())
+    if sys.stdin is None:  # closed, as by <&-
+        raise AsrError("standard input: expected audio, got a closed pipe")
+    started = perf_counter()
+    transcript = recognizer.transcribe_blocks(heard())
     if broken and not transcript.duration_s:
         raise broken[0]
-    for kind in kinds:
-        text = WRITERS[kind](transcript, "stdin")
-        if output is None:
-            _print(text)
-        else:
-            _make_folder(output)
-            write(output / f"stdin{SUFFIXES[kind]}", text, overwrite=overwrite)
+    for output_kind, target in job.outputs.items():
+        _make_folder(target.parent)
+        write(target, WRITERS[output_kind](transcript, "stdin"), overwrite=overwrite)
+    if not job.outputs:
+        _print(WRITERS[kind](transcript, "stdin"))
+    if verbose:
+        _note(_told(job.path, transcript, perf_counter() - started))
     if broken:
         raise broken[0]
+
+
+@contextmanager
+def _interruptible(hint: str = "") -> Iterator[None]:
+    """Ctrl-C within is one line on stderr, and exit status 130."""
+    import signal
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would be a traceback from Python's own end
+        _complain(f"interrupted{hint}")
+        raise typer.Exit(130) from None
+
+
+def _told(path: Path, transcript: Transcript, seconds: float) -> str:
+    count, duration_s = len(transcript.words), transcript.duration_s
+    speed = duration_s / max(seconds, 1e-9)
+    words = f"{count} word{'s' * (count != 1)}"
+    return f"{path}: {duration_s:.2f} s of audio, {words}, in {seconds:.2f} s, {speed:.0f} x real time"
 
 
 def _stderr(quiet: bool) -> Console:
@@ -388,7 +469,11 @@ def _stderr(quiet: bool) -> Console:
 
 
 def _complain(error: object) -> None:
-    typer.echo(f"asr: {_line(error)}", err=True)
+    _note(f"asr: {error}")
+
+
+def _note(text: str) -> None:
+    typer.echo(_line(text), err=True)
 
 
 def _line(text: object) -> str:
@@ -398,7 +483,10 @@ def _line(text: object) -> str:
 
 
 def _print(text: str) -> None:
-    """Text on stdout, at once. Nothing more is worth doing when that is full."""
+    """Text on stdout, at once. Nothing more is worth doing when that is full or closed."""
+    if sys.stdout is None:
+        _complain("standard output: is closed; open it, or write files with -o")
+        raise typer.Exit(1)
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -424,11 +512,13 @@ def _make_folder(folder: Path) -> None:
 
 
 def _as_onnx(model: str) -> str:
-    """A run folder stands for its model, exported beside it where that has not been done yet."""
+    """A run folder stands for its model, exported beside it where that has not been done yet. A model's name goes first."""
+    from asr.recognizer import models
+
     run = Path(model)
-    if not run.is_dir():
+    settings, weights, exported = run / "config.yaml", run / "model.safetensors", run / "model.onnx"
+    if model in models() or not any(map(os.path.exists, (settings, weights, exported))):
         return model
-    weights, exported = run / "model.safetensors", run / "model.onnx"
     if not exported.exists() or (weights.exists() and exported.stat().st_mtime < weights.stat().st_mtime):
         from asr.training.export import export as write_onnx
 

@@ -90,8 +90,8 @@ def opened(path: Path) -> Iterator[Track]:
         import av
     except ImportError:
         raise ContainerError(
-            f"reading {path.suffix or 'this kind of file'} needs PyAV: pip install 'asr[containers]'; "
-            f"or convert it: ffmpeg -i {path.name} {path.stem}.wav"
+            f"reading {path.suffix or 'this kind of file'} needs PyAV; in a clone of this project: "
+            f"pip install '.[containers]'; or convert it: ffmpeg -i {path.name} {path.stem}.wav"
         ) from None
     try:
         # As a file object: FFmpeg would take a name with a colon for an address, and names may be no valid text.

@@ -264,8 +264,8 @@ def _read_card(session: Any, path: Path) -> dict[str, Any]:
         ) from None
     if schema > SCHEMA:
         raise ModelError(
-            f"{path}: written with model schema {schema}, this version knows {SCHEMA}; update the package: "
-            "pip install --upgrade asr"
+            f"{path}: written with model schema {schema}, this version knows {SCHEMA}; update the package; "
+            "in a clone of this project: git pull, then pip install ."
         )
     kinds = {"name": str, "tokens": list, "sample_rate": int, "frame_shift": int, "receptive_field": int}
     missing = [key for key, kind in kinds.items() if not isinstance(card.get(key), kind)]

@@ -490,7 +490,10 @@ def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: s
     (tmp_path / f"a{suffix}").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(12))
     assert suffix in audio.SUFFIXES
     for reader in (audio.read, audio.info):
-        with pytest.raises(AudioError, match=r"a\.\w+: reading .* needs PyAV: pip install 'asr\[containers\]'"):
+        with pytest.raises(
+            AudioError,
+            match=r"a\.\w+: reading .* needs PyAV; in a clone of this project: pip install '\.\[containers\]'",
+        ):
             reader(tmp_path / f"a{suffix}")
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from conftest import DATA, Cli
 
 from asr import batch
@@ -87,8 +94,8 @@ def test_plan(folder: Path, tmp_path: Path) -> None:
 def test_processes_change_nothing(folder: Path) -> None:
     (folder / "broken.wav").write_text("no audio")
     paths = [folder / "a.WAV", folder / "broken.wav", folder / "b.wav", folder / "inner/c.flac"]
-    alone = list(batch.transcribe(paths, "digits", beam=16, jobs=1))
-    together = list(batch.transcribe(paths, "digits", beam=16, jobs=2))
+    alone = [attempt.result for attempt in batch.transcribe(paths, "digits", beam=16, jobs=1)]
+    together = [attempt.result for attempt in batch.transcribe(paths, "digits", beam=16, jobs=2)]
     assert [getattr(result, "text", str(result)) for result in alone] == [
         getattr(result, "text", str(result)) for result in together
     ]
@@ -123,3 +130,122 @@ def test_several_formats_need_a_folder(cli: Cli, folder: Path) -> None:
     done = cli("transcribe", folder, "-f", "txt,srt")
     assert done.returncode == 2
     assert "-o DIR" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["json", "srt", "vtt", "tsv", "textgrid"])
+def test_several_recordings_cannot_share_stdout(cli: Cli, folder: Path, kind: str) -> None:
+    done = cli("transcribe", folder, "-f", kind)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "-o DIR" in done.stderr
+    assert cli("transcribe", folder / "b.wav", "-f", kind).returncode == 0
+
+
+def test_ctm_of_several_names_each(cli: Cli, folder: Path) -> None:
+    lines = cli("transcribe", folder, "-f", "ctm").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["a", "b"]
+
+
+# --- threads, verbose ---
+
+
+@pytest.mark.parametrize(
+    ("count", "jobs", "expected"),
+    [(0, 8, 1), (1, 8, 1), (3, None, 1), (3, 2, 2), (4, None, 4), (9, None, 6), (9, 1, 1)],
+)
+def test_processes(monkeypatch: pytest.MonkeyPatch, count: int, jobs: int | None, expected: int) -> None:
+    monkeypatch.setattr(batch, "_cores", lambda: 6)
+    assert batch.processes(count, jobs) == expected
+
+
+# Runs in each process of the command, before anything else, and tells with how many threads the network is loaded.
+TELL_THREADS = """
+import os
+import onnxruntime
+class Session(onnxruntime.InferenceSession):
+    def __init__(self, model, options, **others):
+        os.write(2, f"{options.intra_op_num_threads} threads\\n".encode())
+        super().__init__(model, options, **others)
+onnxruntime.InferenceSession = Session
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "threads"),
+    [
+        (["-j", 1], [0]),
+        (["-j", 1, "--threads", 3], [3]),
+        (["-j", 2], [0, 1, 1]),
+        (["-j", 2, "--threads", 3], [0, 3, 3]),
+    ],
+)
+def test_threads(
+    cli: Cli, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[object], threads: list[int]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(TELL_THREADS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    done = cli("transcribe", "-q", folder, *arguments)
+    assert done.returncode == 0
+    told = done.stderr.splitlines()
+    assert told == [f"{count} threads" for count in threads[: len(told)]]
+    assert len(told) >= min(2, len(threads))  # the second process may come too late to be of use
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_verbose(cli: Cli, folder: Path, jobs: int) -> None:
+    (folder / "c.wav").touch()
+    done = cli("transcribe", "-v", "-j", jobs, folder)
+    assert done.stdout == cli("transcribe", "-q", folder).stdout
+    model, first, second, broken, summary = done.stderr.splitlines()
+    assert model.startswith("model digits, /")
+    assert model.endswith(f"digits.onnx, {jobs} process{'es' * (jobs > 1)}")
+    for line, path in ((first, folder / "a.WAV"), (second, folder / "b.wav")):
+        said, _, rest = line.partition(" s of audio, 1 word, in ")
+        name, _, seconds = said.rpartition(": ")
+        assert name == str(path)
+        assert float(seconds) == pytest.approx(batch.audio.info(path).duration_s, abs=0.005)
+        taken, _, speed = rest.partition(" s, ")
+        assert 0 <= float(taken) < 60
+        assert int(speed.removesuffix(" x real time")) > 0
+    assert broken.startswith(f"asr: {folder / 'c.wav'}: expected audio")
+    assert summary.startswith("2 of 3 recordings")
+
+
+# --- Ctrl-C ---
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("moment", ["starting", "transcribing"])
+def test_ctrl_c(tmp_path: Path, jobs: int, moment: str) -> None:
+    """As a terminal sends it: to all processes of the group at once."""
+    (tmp_path / "talks").mkdir()
+    for number in range(300):
+        (tmp_path / f"talks/{number}.flac").symlink_to(DATA / "connected_digits.flac")
+    command = [sys.executable, "-m", "asr", "transcribe", "talks", "-o", "out", "--jobs", str(jobs), "--verbose"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        told = process.stderr.readline()  # the processes are started after this line, which takes them half a second
+        assert told.startswith("model digits")
+        if moment == "starting":
+            time.sleep(0.2)
+        else:
+            told = process.stderr.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        *finished, complaint = process.stderr.read().splitlines()
+    assert complaint == "asr: interrupted; --skip-existing goes on from here"
+    assert process.returncode == 130
+    assert all(" x real time" in line for line in finished)
+    written = list((tmp_path / "out").glob("*"))  # whole files, and no parts of any
+    assert len(written) < 300
+    assert moment == "starting" or written
+    assert all(path.suffix == ".txt" and path.read_text() == "five seven nine zero\n" for path in written)
+
+
+def test_who_wants_no_more_need_not_wait(tmp_path: Path) -> None:
+    long = tmp_path / "long.wav"
+    samples, rate = soundfile.read(DATA / "connected_digits.flac")
+    soundfile.write(long, np.tile(samples, 400), rate)  # half an hour, which takes seconds
+    results = batch.transcribe([DATA / "7_jackson_0.wav", long, long], "digits", beam=16, jobs=2)
+    assert getattr(next(results).result, "text", "") == "seven"
+    started = time.perf_counter()
+    results.close()
+    assert time.perf_counter() - started < 1

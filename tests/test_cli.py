@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -104,6 +105,47 @@ def test_a_pipe(tmp_path: Path) -> None:
     assert (nothing.returncode, nothing.stdout) == (1, b"")
 
 
+def in_a_pipe(folder: Path, *arguments: str, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Without data, the pipe stays open and empty: who reads it waits until the test fails."""
+    command = [sys.executable, "-m", "asr", "transcribe", "-", *arguments]
+    options = {"cwd": folder, "capture_output": True, "timeout": 20, "check": False}
+    if data is not None:
+        return subprocess.run(command, input=data, **options)
+    reader, writer = os.pipe()
+    try:
+        return subprocess.run(command, stdin=reader, **options)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_pipe_is_not_read_for_nothing(tmp_path: Path) -> None:
+    wav = (DATA / "7_jackson_0.wav").read_bytes()
+    first = in_a_pipe(tmp_path, "-o", "out", "-f", "txt,srt", data=wav)
+    assert (first.returncode, first.stdout, first.stderr) == (0, b"", b"")
+    text = tmp_path / "out/stdin.txt"
+    assert text.read_text() == "seven\n"
+    text.write_text("mine")
+    refused = in_a_pipe(tmp_path, "-o", "out")
+    assert refused.returncode == 1
+    assert b"out/stdin.txt exists already" in refused.stderr
+    assert in_a_pipe(tmp_path, "-o", "out", "-f", "txt,srt", "--skip-existing").returncode == 0
+    assert text.read_text() == "mine"
+    assert in_a_pipe(tmp_path, "-o", "out", "--overwrite", data=wav).returncode == 0
+    assert text.read_text() == "seven\n"
+    (tmp_path / "out/stdin.srt").unlink()
+    assert in_a_pipe(tmp_path, "-o", "out", "-f", "txt,srt", "--skip-existing", data=wav).returncode == 0
+    assert (tmp_path / "out/stdin.srt").exists()
+
+
+def test_a_pipe_verbose(tmp_path: Path) -> None:
+    done = in_a_pipe(tmp_path, "-v", data=(DATA / "7_jackson_0.wav").read_bytes())
+    assert done.stdout == b"seven\n"
+    model, recording = done.stderr.decode().splitlines()
+    assert model.startswith("model digits, /")
+    assert re.fullmatch(r"stdin: 0\.4\d s of audio, 1 word, in \d+\.\d\d s, \d+ x real time", recording)
+
+
 def test_silence_is_empty_text(cli: Cli, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "silence.wav", np.zeros(16000), 16000)
     done = cli("transcribe", "silence.wav")
@@ -155,10 +197,52 @@ def test_wrong_usage_exits_2(cli: Cli) -> None:
     assert cli("transcribe", "--beam", "0", DIGITS).returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-q", "-v", DIGITS], "opposite"),
+        (["--overwrite", "--skip-existing", "-o", "out", DIGITS], "opposite"),
+        (["--overwrite", DIGITS], "without -o DIR"),
+        (["--skip-existing", DIGITS], "without -o DIR"),
+        (["--rate", 8000, DIGITS], "raw samples from a pipe"),
+        (["-", DIGITS], "stands alone"),
+        (["-j", 2, "-"], "a pipe is one recording"),
+        (["-r", "-"], "a pipe is one recording"),
+    ],
+    ids=str,
+)
+def test_nothing_is_ignored_in_silence(cli: Cli, tmp_path: Path, arguments: list[object], message: str) -> None:
+    done = cli("transcribe", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in " ".join(done.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_closed_pipe_is_no_traceback() -> None:
     command = f"{sys.executable} -m asr transcribe {DIGITS} {DIGITS} {DIGITS} | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (f"transcribe {DIGITS} {DIGITS.with_name('7_jackson_0.wav')} >&-", "standard output: is closed"),
+        ("info >&-", "standard output: is closed"),
+        ("transcribe - <&-", "standard input: expected audio, got a closed pipe"),
+    ],
+)
+def test_closed_streams(arguments: str, complaint: str) -> None:
+    command = f"{sys.executable} -m asr {arguments}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert complaint in one_line(done.stderr)
+
+
+def test_closed_stdout_is_not_needed_for_files(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m asr transcribe {DIGITS} -o out >&- 2>&-"
+    assert subprocess.run(["bash", "-c", command], cwd=tmp_path, check=False).returncode == 0
+    assert (tmp_path / "out/connected_digits.txt").read_text() == "five seven nine zero\n"
 
 
 def test_a_name_with_newline_stays_one_line(cli: Cli) -> None:
@@ -197,6 +281,27 @@ def test_evaluate_json_and_hypotheses(cli: Cli, manifest: Path, tmp_path: Path) 
     assert rows[0]["hypothesis"] == "five seven nine zero"
 
 
+def test_evaluate_refuses_before_the_work(cli: Cli, manifest: Path, tmp_path: Path) -> None:
+    hypotheses = tmp_path / "hypotheses.jsonl"
+    hypotheses.write_text("mine")
+    with manifest.open("a") as file:  # whose complaint would show that the work was begun
+        file.write('{"audio_filepath": "gone.wav", "duration": 1, "text": "one"}\n')
+    done = cli("evaluate", "digits", manifest, "-o", hypotheses)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "exists already; use --overwrite" in one_line(done.stderr)
+    assert hypotheses.read_text() == "mine"
+    assert "20.00 %" in cli("evaluate", "digits", manifest, "-o", hypotheses, "--overwrite").stdout
+    assert len(hypotheses.read_text().splitlines()) == 2
+
+
+def test_evaluate_reports_before_it_writes(cli: Cli, manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    done = cli("evaluate", "digits", manifest, "-o", "folder", "--overwrite")
+    assert done.returncode == 1
+    assert "20.00 %" in done.stdout
+    assert "asr: folder: expected the name of a file to write" in done.stderr
+
+
 def test_evaluate_counts_what_failed(cli: Cli, manifest: Path) -> None:
     with manifest.open("a") as file:
         file.write('{"audio_filepath": "gone.wav", "duration": 1, "text": "one"}\n')
@@ -210,6 +315,77 @@ def test_evaluate_missing_manifest(cli: Cli) -> None:
     done = cli("evaluate", "digits", "nosuch.jsonl")
     assert done.returncode == 1
     assert "no such manifest" in one_line(done.stderr)
+
+
+# --- info, and models by run folder ---
+
+OPTIONAL = ["config", "description", "licence", "normaliser", "precision", "training", "figures", "version"]
+
+
+@pytest.mark.parametrize(
+    ("change", "shown", "hidden"),
+    [
+        (
+            {},
+            ["network      2 x 128 lstm, both directions", "licence      CC BY-SA", "written by   asr 0.1.0, schema 1"],
+            [],
+        ),
+        (dict.fromkeys(OPTIONAL), ["name        digits", "written by  schema 1"], ["None", "licence", "network"]),
+        ({"config": {"features": {"kind": "mfcc"}}, "training": 3}, ["name        digits"], ["mfcc", "None"]),
+        ({"description": "a\nb\x1b[2J"}, ["trained on   a b\\x1b[2J\n"], ["\x1b"]),
+    ],
+    ids=["whole", "without", "in part", "hostile"],
+)
+def test_info_shows_what_there_is(
+    cli: Cli, tmp_path: Path, change: dict[str, object], shown: list[str], hidden: list[str]
+) -> None:
+    import onnx
+
+    from asr.recognizer import find_model
+
+    graph = onnx.load(find_model("digits"))
+    card = json.loads(graph.metadata_props[0].value) | change
+    card = {key: value for key, value in card.items() if value is not None}
+    onnx.helper.set_model_props(graph, {"asr": json.dumps(card)})
+    onnx.save(graph, tmp_path / "m.onnx")
+    done = cli("info", "m.onnx")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(text in done.stdout for text in shown)
+    assert not any(text in done.stdout for text in hidden)
+    assert json.loads(cli("info", "m.onnx", "--json").stdout) == card
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder whose model has been exported already."""
+    from asr.recognizer import find_model
+
+    folder = tmp_path / "runs/mine"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    (folder / "model.safetensors").touch()
+    shutil.copy(find_model("digits"), folder / "model.onnx")
+    return folder
+
+
+def test_a_run_folder_is_a_model(cli: Cli, run: Path, manifest: Path) -> None:
+    assert cli("transcribe", "-m", run, DIGITS).stdout == "five seven nine zero\n"
+    assert f"{run / 'model.onnx'} (" in cli("info", run).stdout
+    assert "20.00 %" in cli("evaluate", run, manifest).stdout
+
+
+def test_a_run_folder_without_a_model(cli: Cli, run: Path) -> None:
+    for name in ("model.onnx", "model.safetensors"):
+        (run / name).unlink()
+    done = cli("transcribe", "-m", run, DIGITS)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "holds no finished model; finish its training with --resume first" in one_line(done.stderr)
+
+
+def test_a_folder_called_as_a_model_does_not_hide_it(cli: Cli, run: Path, tmp_path: Path) -> None:
+    (run / "model.onnx").write_text("not a model")
+    run.rename(tmp_path / "digits")
+    assert cli("transcribe", DIGITS).stdout == "five seven nine zero\n"
 
 
 # --- doctor, summary, train ---
@@ -260,11 +436,18 @@ def test_missing_extra_names_the_remedy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "pip install 'asr[train]'" in one_line(done.stderr)
+    assert "in a clone of this project: pip install '.[train]'" in one_line(done.stderr)
 
 
-@pytest.mark.parametrize("command", ["transcribe", "train", "evaluate", "export", "doctor", "summary"])
+@pytest.mark.parametrize("command", ["transcribe", "train", "evaluate", "export", "info", "doctor", "summary"])
 def test_help_has_an_example(cli: Cli, command: str) -> None:
     done = cli(command, "--help")
     assert done.returncode == 0
     assert re.search(f"Examples?: asr {command}", done.stdout)
+
+
+def test_completion(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "complete -o default -F _asr_completion asr" in cli("--show-completion", "bash").stdout
+    for name, value in {"_ASR_COMPLETE": "complete_bash", "COMP_WORDS": "asr tr", "COMP_CWORD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli().stdout.split() == ["transcribe", "train"]
