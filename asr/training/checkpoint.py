@@ -87,8 +87,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     other = [
         f"{name}: expected {tuple(own[name].shape)}, got {tuple(tensors[name].shape)}"
-        for name in own.keys() & tensors.keys()
-        if own[name].shape != tensors[name].shape
+        for name in own
+        if name in tensors and own[name].shape != tensors[name].shape
     ]
     if missing or unknown or other:
         vocabulary = " (a model with another vocabulary?)" if any("output" in line for line in other) else ""
