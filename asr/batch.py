@@ -110,11 +110,11 @@ def processes(recordings: int, jobs: int | None) -> int:
 
 
 def transcribe(
-    paths: Sequence[Path], model: str | Path | None, *, beam: int, jobs: int | None, threads: int | None = None
+    paths: Sequence[Path], model: str | Path | None, *, beam: int, jobs: int | None, threads: int = 1
 ) -> Generator[Attempt, None, None]:
     """The transcript of each file, or the error it met; in order, however many processes share the work.
 
-    threads: of the network in each process. None: one each, and in a single process as the recogniser thinks best.
+    threads: of the network in each process.
     jobs:    see `processes`; with 1, this process does it all.
     To close the generator, and Ctrl-C, end the processes at once.
     """
@@ -128,7 +128,7 @@ def transcribe(
     # Spawned, not forked: onnxruntime's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(workers, context, _start, (model, beam, threads or 1)) as pool:
+    with ProcessPoolExecutor(workers, context, _start, (model, beam, threads)) as pool:
         try:
             with _uninterrupted():
                 waiting = deque(pool.submit(_attempt_here, path) for path in paths)

@@ -60,10 +60,7 @@ def transcribe(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")
     ] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="Threads of the network in each process.", min=1, show_default="1 with several processes"),
-    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of the network in each process; one is fastest.", min=1)] = 1,
     rate: Annotated[int | None, typer.Option(help="The pipe has raw 16-bit mono samples at this rate, in Hz.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line on stderr for each recording.")] = False,

@@ -41,14 +41,14 @@ class Recognizer:
 
     model:   path of an ONNX file, or the name of a model in the user's folder or in the package; the default if not given.
     beam:    prefixes kept by the beam search; 1 is greedy decoding.
-    threads: of onnxruntime; its own choice if not given.
+    threads: of onnxruntime. One is best: a recurrent network has a step to wait for, and more threads slow it down.
     raises:  ModelError.
 
     >>> Recognizer("digits").transcribe("tests/data/7_jackson_0.wav").text  # doctest: +SKIP
     'seven'
     """
 
-    def __init__(self, model: str | Path | None = None, *, beam: int = 16, threads: int | None = None) -> None:
+    def __init__(self, model: str | Path | None = None, *, beam: int = 16, threads: int = 1) -> None:
         if beam < 1:
             raise ModelError(f"expected a beam of at least 1, got {beam}")
         path = self._path = find_model(model)
@@ -58,8 +58,7 @@ class Recognizer:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads sleep
         options.add_session_config_entry("session.use_env_allocators", "1")  # that of _limit_memory
         options.add_session_config_entry("session.load_model_format", "ONNX")  # or it would guess
-        if threads:
-            options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads
         try:
             # Folding constants would compute outside of the limited memory, and these networks gain nothing by it.
             self._session = onnxruntime.InferenceSession(

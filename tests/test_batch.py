@@ -172,10 +172,10 @@ onnxruntime.InferenceSession = Session
 @pytest.mark.parametrize(
     ("arguments", "threads"),
     [
-        (["-j", 1], [0]),
+        (["-j", 1], [1]),
         (["-j", 1, "--threads", 3], [3]),
-        (["-j", 2], [0, 1, 1]),
-        (["-j", 2, "--threads", 3], [0, 3, 3]),
+        (["-j", 2], [1, 1, 1]),
+        (["-j", 2, "--threads", 3], [1, 3, 3]),
     ],
 )
 def test_threads(

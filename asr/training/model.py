@@ -51,7 +51,7 @@ class Dropout(nn.Module):
             return nn.functional.dropout(x, 1 - self.kept / 256)
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
         keep = words.view(torch.uint8)[: x.numel()].view(x.shape) < self.kept
-        return x * (keep * (256 / self.kept)).to(x.dtype)
+        return x * keep.to(x.dtype).mul_(256 / self.kept)
 
 
 class RecurrentLayer(nn.Module):
