@@ -51,6 +51,8 @@ class Recognizer:
     def __init__(self, model: str | Path | None = None, *, beam: int = 16, threads: int = 1) -> None:
         if beam < 1:
             raise ModelError(f"expected a beam of at least 1, got {beam}")
+        if threads < 1:
+            raise ModelError(f"expected at least 1 thread, got {threads}")
         path = self._path = find_model(model)
         _limit_memory()
         options = onnxruntime.SessionOptions()

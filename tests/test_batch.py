@@ -221,7 +221,11 @@ def test_ctrl_c(tmp_path: Path, jobs: int, moment: str) -> None:
     for number in range(300):
         (tmp_path / f"talks/{number}.flac").symlink_to(DATA / "connected_digits.flac")
     command = [sys.executable, "-m", "asr", "transcribe", "talks", "-o", "out", "--jobs", str(jobs), "--verbose"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    options = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    # As from a terminal: what a script starts in the background ignores Ctrl-C, and hands that on.
+    with subprocess.Popen(
+        command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options
+    ) as process:
         assert process.stderr is not None
         told = process.stderr.readline()  # the processes are started after this line, which takes them half a second
         assert told.startswith("model digits")

@@ -234,6 +234,11 @@ def test_onnxruntime_does_not_see_what_is_refused(tmp_path: Path, monkeypatch: p
         Recognizer(tmp_path / "m.onnx")
 
 
+def test_bad_threads() -> None:
+    with pytest.raises(ModelError, match="at least 1 thread, got 0"):
+        Recognizer("digits", threads=0)
+
+
 def test_bad_beam() -> None:
     with pytest.raises(ModelError, match="beam of at least 1, got 0"):
         Recognizer("digits", beam=0)
