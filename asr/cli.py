@@ -281,6 +281,11 @@ def info(
         except KeyError:  # a model can do without what a recogniser does not need
             return ""
 
+    def percentages(rates: object) -> object:
+        pairs = rates.items() if isinstance(rates, dict) else [("", rates)]
+        shown = (f"{kind} {rate:.2%}" if isinstance(rate, float) else f"{kind} {rate}" for kind, rate in pairs)
+        return ", ".join(shown).strip()
+
     features, network = part(part(card, "config"), "features"), part(part(card, "config"), "network")
     columns = "{n_mfcc} coefficients" if features.get("kind") == "mfcc" else "{n_mels} bands"
     directions = "both directions" if network.get("bidirectional") else "one direction"
@@ -294,7 +299,7 @@ def info(
         "frame": f"{1000 * card['frame_shift'] / card['sample_rate']:.0f} ms",
         "vocabulary": f"{len(card['tokens'])} tokens: {''.join(card['tokens'][1:])!r}",
         **{key.replace("_", " "): value for key, value in part(card, "training").items()},
-        **part(card, "figures"),
+        **{key: percentages(value) for key, value in part(card, "figures").items()},
         "written by": filled("asr {version}, ", card) + f"schema {card['schema']}",
     }
     rows = {_line(key): _line(value) for key, value in rows.items() if value not in (None, "")}

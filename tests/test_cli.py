@@ -332,9 +332,14 @@ OPTIONAL = ["config", "description", "licence", "normaliser", "precision", "trai
         ),
         (dict.fromkeys(OPTIONAL), ["name        digits", "written by  schema 1"], ["None", "licence", "network"]),
         ({"config": {"features": {"kind": "mfcc"}}, "training": 3}, ["name        digits"], ["mfcc", "None"]),
+        (
+            {"figures": {"WER on a": {"int8": 0.12345, "float32": 0.5}, "CER": 0.25, "note": "good"}},
+            ["WER on a     int8 12.35%, float32 50.00%\n", "CER          25.00%\n", "note         good\n"],
+            [],
+        ),
         ({"description": "a\nb\x1b[2J"}, ["trained on   a b\\x1b[2J\n"], ["\x1b"]),
     ],
-    ids=["whole", "without", "in part", "hostile"],
+    ids=["whole", "without", "in part", "figures", "hostile"],
 )
 def test_info_shows_what_there_is(
     cli: Cli, tmp_path: Path, change: dict[str, object], shown: list[str], hidden: list[str]
