@@ -70,7 +70,7 @@ def transcribe(
 
     from asr import batch
     from asr.recognizer import Recognizer, find_model
-    from asr.transcript import WRITERS, write
+    from asr.transcript import WRITERS
 
     kinds = list(dict.fromkeys(formats.split(",")))
     unknown = [kind for kind in kinds if kind not in WRITERS]
@@ -118,13 +118,8 @@ def transcribe(
                 if isinstance(attempt.result, AsrError):
                     raise attempt.result
                 audio_s += attempt.result.duration_s
-                name = _line(job.path.stem)
-                for kind, target in job.outputs.items():
-                    _make_folder(target.parent)
-                    write(target, WRITERS[kind](attempt.result, name), overwrite=replace)
-                if not job.outputs:
-                    prefix = f"{_line(job.path)}\t" if len(recordings) > 1 and kinds == ["txt"] else ""
-                    _print(prefix + WRITERS[kinds[0]](attempt.result, name))
+                prefix = f"{_line(job.path)}\t" if len(recordings) > 1 and kinds == ["txt"] else ""
+                _deliver(attempt.result, job, kinds[0], replace, prefix)
                 if verbose:
                     _note(_told(job.path, attempt.result, attempt.seconds))
                 done += 1
@@ -417,7 +412,6 @@ def _transcribe_pipe(
     from time import perf_counter
 
     from asr.audio import AudioError, pipe_blocks
-    from asr.transcript import WRITERS, write
 
     broken: list[AudioError] = []
 
@@ -433,15 +427,23 @@ def _transcribe_pipe(
     transcript = recognizer.transcribe_blocks(heard())
     if broken and not transcript.duration_s:
         raise broken[0]
-    for output_kind, target in job.outputs.items():
-        _make_folder(target.parent)
-        write(target, WRITERS[output_kind](transcript, "stdin"), overwrite=overwrite)
-    if not job.outputs:
-        _print(WRITERS[kind](transcript, "stdin"))
+    _deliver(transcript, job, kind, overwrite)
     if verbose:
         _note(_told(job.path, transcript, perf_counter() - started))
     if broken:
         raise broken[0]
+
+
+def _deliver(transcript: Transcript, job: Job, kind: str, overwrite: bool, prefix: str = "") -> None:
+    """Write a transcript to the job's outputs; without any, print it in one format, after the prefix."""
+    from asr.transcript import WRITERS, write
+
+    name = _line(job.path.stem)
+    for output_kind, target in job.outputs.items():
+        _make_folder(target.parent)
+        write(target, WRITERS[output_kind](transcript, name), overwrite=overwrite)
+    if not job.outputs:
+        _print(prefix + WRITERS[kind](transcript, name))
 
 
 @contextmanager

@@ -6,10 +6,11 @@ import errno
 import io
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ class Case(NamedTuple):
     status: int
     complaints: list[str]
     text: str = ""
-    written: dict[str, str] = {}  # noqa: RUF012 (it is never changed)
+    written: Mapping[str, str] = MappingProxyType({})
 
 
 def wav(samples: np.ndarray, rate: int = 16_000, **options: str) -> bytes:

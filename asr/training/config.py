@@ -152,9 +152,8 @@ class Config(_Section):
     licence: str = "unspecified"  # of the trained model; it follows the corpus
     description: str = ""  # of the training data, a line for the model's card
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    init: _Path | None = (
-        None  # a run folder or weights file to start from: what fits is copied, what does not is listed
-    )
+    # A run folder or weights file to start from: what fits is copied, what does not is listed.
+    init: _Path | None = None
     epochs: Annotated[int, Field(ge=1)] = 30
     sortagrad_epochs: Annotated[int, Field(ge=0)] = 1  # first epochs in order of length (Amodei et al. 2016)
     patience: Annotated[int, Field(ge=1)] | None = None  # epochs without a better dev CER before stopping

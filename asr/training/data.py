@@ -178,7 +178,7 @@ class Corpus:
         by_length: short ones first, in order (SortaGrad); otherwise batches of similar lengths in random order.
         """
         rng = np.random.default_rng([self._settings.seed, epoch, _PLAN])
-        groups = [(index,) for index in range(len(self.examples))] if by_length else self._join(rng)
+        groups = self._join(0.0 if by_length else self._settings.augment.join_share, rng)
         items = [Item(group[0], self._draw_speed(group, rng), group[1:]) for group in groups]
         lengths = np.array([self._duration_s(item.indices) / item.speed for item in items])
         # Lengths are blurred by a few per cent, so that an utterance's company changes from epoch to epoch.
@@ -187,9 +187,8 @@ class Corpus:
         batches = self._pack([items[i] for i in order], lengths[order])
         return batches if by_length else [batches[index] for index in rng.permutation(len(batches))]
 
-    def _join(self, rng: np.random.Generator) -> list[tuple[int, ...]]:
-        """Every example once: alone, or in a group that is heard as one utterance."""
-        share = self._settings.augment.join_share
+    def _join(self, share: float, rng: np.random.Generator) -> list[tuple[int, ...]]:
+        """Every example once: alone, or, a share of them, in a group that is heard as one utterance."""
         if not share:
             return [(index,) for index in range(len(self.examples))]
         groups: list[tuple[int, ...]] = []
