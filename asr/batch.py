@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from asr import audio
 from asr.errors import AsrError
@@ -110,25 +111,27 @@ def processes(recordings: int, jobs: int | None) -> int:
 
 
 def transcribe(
-    paths: Sequence[Path], model: str | Path | None, *, beam: int, jobs: int | None, threads: int = 1
+    paths: Sequence[Path], model: str | Path | None, *, jobs: int | None, **options: Any
 ) -> Generator[Attempt, None, None]:
     """The transcript of each file, or the error it met; in order, however many processes share the work.
 
-    threads: of the network in each process.
     jobs:    see `processes`; with 1, this process does it all.
+    options: of the Recognizer in each process.
     To close the generator, and Ctrl-C, end the processes at once.
     """
     workers = processes(len(paths), jobs)
     if workers == 1:
-        recognizer = Recognizer(model, beam=beam, threads=threads)
+        recognizer = Recognizer(model, **options)
         for path in paths:
             yield _attempt(recognizer, path)
         return
-    Recognizer(model, beam=beam)  # a model that cannot be loaded is one error here, not one in every process
+    Recognizer(
+        model, **options | {"threads": 1}
+    )  # a model that cannot be loaded is one error here, not one in every process
     # Spawned, not forked: onnxruntime's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(workers, context, _start, (model, beam, threads)) as pool:
+    with ProcessPoolExecutor(workers, context, _start, (model, options)) as pool:
         try:
             with _uninterrupted():
                 waiting = deque(pool.submit(_attempt_here, path) for path in paths)
@@ -193,10 +196,10 @@ def _attempt(recognizer: Recognizer, path: Path) -> Attempt:
 _own: Recognizer  # of a worker process
 
 
-def _start(model: str | Path | None, beam: int, threads: int) -> None:
+def _start(model: str | Path | None, options: dict[str, Any]) -> None:
     global _own
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where that is not inherited, as on Windows
-    _own = Recognizer(model, beam=beam, threads=threads)
+    _own = Recognizer(model, **options)
 
 
 def _attempt_here(path: Path) -> Attempt:

@@ -36,6 +36,25 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A model file (.onnx), a run folder, or a name.")]
 Beam = Annotated[int, typer.Option(help="Width of the beam search; 1 is greedy decoding.", min=1)]
+Lm = Annotated[str | None, typer.Option("--lm", help="A language model: of asr lm train, ARPA, or 'bundled'.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--decoding",
+        help="How much it is heeded: lm_weight=0.8,word_bonus=1,unknown=-6; see asr tune.",
+        show_default="the model's own",
+    ),
+]
+HotWords = Annotated[
+    Path | None, typer.Option("--hotwords", help="A file of words and phrases to expect, one a line: Kubernetes^5.")
+]
+GrammarFile = Annotated[
+    Path | None, typer.Option("--grammar", help="Only these phrases: a file of one a line, or of JSGF.")
+]
+Reject = Annotated[
+    float | None,
+    typer.Option(help="Nothing rather than a sentence of the grammar so many nats a letter below free text.", min=0),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override.")]
 
@@ -52,6 +71,12 @@ def transcribe(
     ] = "txt",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write files into this folder.")] = None,
     beam: Beam = 16,
+    lm: Lm = None,
+    decoding: Weights = None,
+    hotwords: HotWords = None,
+    grammar: GrammarFile = None,
+    reject: Reject = None,
+    n_best: Annotated[int, typer.Option(help="List so many texts of each stretch in the format json.", min=1)] = 1,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", help="Processes.", min=1, show_default="all cores for 4 files or more")
     ] = None,
@@ -86,6 +111,10 @@ def transcribe(
         ("-" in inputs and not piped, "INPUTS", "- reads from a pipe and stands alone; a file of that name is ./-"),
         (rate is not None and not piped, "--rate", "is for raw samples from a pipe: give - as the only input"),
         (piped and (recursive or jobs), "--recursive, --jobs", "a pipe is one recording"),
+        (n_best > 1 and kinds != ["json"], "--n-best", "only the format json has room for it: -f json"),
+        (n_best > beam, "--n-best", f"the beam of {beam} ends with no more texts than that: --beam {n_best}"),
+        (decoding is not None and lm is None, "--decoding", "steers a language model: --lm FILE"),
+        (reject is not None and grammar is None, "--reject", "is for a grammar: --grammar FILE"),
     ):
         if wrong:
             raise typer.BadParameter(message, param_hint=option)
@@ -99,18 +128,20 @@ def transcribe(
     for error in nothing + refused:
         _complain(error)
     model = _as_onnx(model)
+    options = _steering(beam, lm, decoding, hotwords, grammar, reject) | {"threads": threads, "n_best": n_best}
     if verbose and todo:
         count = batch.processes(len(todo), jobs)
-        name = Recognizer(model, beam=1, threads=1).name
-        _note(f"model {name}, {find_model(model)}, {count} process{'es' * (count > 1)}")
+        recognizer = Recognizer(model, **options)
+        _note(f"model {recognizer.name}, {find_model(model)}, {count} process{'es' * (count > 1)}")
+        _note_unspelt(recognizer)
     hint = "; --skip-existing goes on from here" if output and not piped else ""
     if piped and todo:
         with _interruptible(hint):
-            recognizer = Recognizer(model, beam=beam, threads=threads)
+            recognizer = Recognizer(model, **options)
             _transcribe_pipe(todo[0], kinds[0], recognizer, rate, replace, verbose)
         return
     done, audio_s = 0, 0.0
-    results = batch.transcribe([job.path for job in todo], model, beam=beam, jobs=jobs, threads=threads)
+    results = batch.transcribe([job.path for job in todo], model, jobs=jobs, **options)
     with _interruptible(hint), closing(results), _progress(_stderr(quiet or len(todo) < 2)) as progress:
         task = progress.add_task("transcribing", total=len(todo))
         for job, attempt in zip(todo, results, strict=True):
@@ -172,6 +203,15 @@ def evaluate(
     ],
     manifest: Annotated[Path, typer.Argument(help="JSON lines with the true texts.", show_default=False)],
     beam: Beam = 16,
+    lm: Lm = None,
+    decoding: Weights = None,
+    hotwords: HotWords = None,
+    grammar: GrammarFile = None,
+    reject: Reject = None,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Also how far the confidences can be counted on.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="That as a picture (.png), with --calibration.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
     worst: Annotated[int, typer.Option(help="How many of the worst utterances to show.", min=0)] = 10,
     output: Annotated[
@@ -183,32 +223,55 @@ def evaluate(
     import json
     from time import perf_counter
 
+    import numpy as np
     from rich.console import Console
 
-    from asr import metrics
+    from asr import confidence, metrics
     from asr.manifest import read
     from asr.recognizer import Recognizer
     from asr.transcript import write
 
+    for wrong, option, message in (
+        (plot is not None and not calibration, "--plot", "shows the confidences: --calibration"),
+        (decoding is not None and lm is None, "--decoding", "steers a language model: --lm FILE"),
+        (reject is not None and grammar is None, "--reject", "is for a grammar: --grammar FILE"),
+    ):
+        if wrong:
+            raise typer.BadParameter(message, param_hint=option)
     if output is not None:  # before the work, which may take hours
         if os.path.exists(output) and not overwrite:  # noqa: PTH110 (Path.exists raises where a name is too long)
             raise AsrError(f"{output}: the file exists already; use --overwrite, or name another")
         _make_folder(output.parent)
     console = Console(stderr=True)
     utterances = read(manifest)
-    recognizer = Recognizer(_as_onnx(model), beam=beam)
+    model = _as_onnx(model)
+    recognizer = Recognizer(model, **_steering(beam, lm, decoding, hotwords, grammar, reject))
+    _note_unspelt(recognizer)
     failures: list[str] = []
+    sure: list[float] = []
     started = perf_counter()
     with _interruptible():
-        scored = list(_recognise(recognizer, utterances, failures, console))
+        scored = list(_recognise(recognizer, utterances, failures, console, sure))
     spent = perf_counter() - started
     if not scored:
         raise AsrError(f"{manifest}: none of {len(utterances)} utterances could be read; the first: {failures[0]}")
     report = metrics.report(scored, worst=worst)
+    known = [confidence.right_words(one.reference, one.hypothesis) for one in scored]
+    reliable = confidence.reliability(np.array(sure), np.concatenate(known))
     if as_json:
-        _print(json.dumps(report.to_json() | {"failed": failures}, indent=1, ensure_ascii=False) + "\n")
+        figures = report.to_json() | {"failed": failures}
+        if calibration:
+            figures["calibration"] = reliable.to_json()
+        _print(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     else:
         report.render(Console())
+        if calibration:
+            reliable.render(Console())
+    if plot is not None:
+        from asr.training import plots
+
+        title = f"{recognizer.name}: {len(sure)} words, expected calibration error {reliable.error:.3f}"
+        plots.reliability(plot, title, reliable.counts, reliable.confidence, reliable.accuracy)
     speed = sum(one.duration_s for one in scored) / max(spent, 1e-9)
     console.print(f"decoded at {speed:.0f} x real time, reading included", highlight=False)
     if output is not None:
@@ -374,6 +437,172 @@ def summary(
     )
 
 
+@app.command(epilog="Example: `asr tune english.onnx data/dev.jsonl --lm english.lm`")
+def tune(
+    model: Annotated[
+        str, typer.Argument(help="The model file (.onnx) to write the settings into.", show_default=False)
+    ],
+    manifest: Annotated[Path, typer.Argument(help="A dev set, never a test set: JSON lines.", show_default=False)],
+    lm: Lm = None,
+    beam: Beam = 16,
+    closed: Annotated[bool, typer.Option("--closed", help="Only words that the language model knows.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the settings, change nothing.")] = False,
+) -> None:
+    """Find the language model's weights on a dev set, calibrate the confidences, and keep both in the model's file."""
+    from rich.console import Console
+
+    from asr import audio, tuning
+    from asr.confidence import Calibration, ConfidenceError
+    from asr.decoder import Decoder
+    from asr.manifest import read
+    from asr.recognizer import Recognizer, find_model
+    from asr.text import normaliser
+
+    path = find_model(model)
+    recognizer = Recognizer(path, beam=beam, lm=lm, decoding={"unknown": None} if closed else None)
+    _note_unspelt(recognizer)
+    normalise = normaliser(recognizer.card.get("normaliser", "none"))
+    examples: list[tuning.Example] = []
+    decoders = {"greedy": Decoder(recognizer.tokens, beam=1), "beam": Decoder(recognizer.tokens, beam=beam)}
+    best: tuning.Trial | None = None
+    with _interruptible("; nothing was changed"), _progress(Console(stderr=True)) as progress:
+        for utterance in progress.track(read(manifest), description="running the network"):
+            waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
+            examples.append(tuning.Example(recognizer.log_probs(waveform), normalise(utterance.text)))
+        if recognizer.lm is not None:
+            task = progress.add_task("trying weights", total=None)
+
+            def tell(trial: tuning.Trial) -> None:
+                _note(f"{trial}")
+                progress.update(task, advance=1)
+
+            best = tuning.search(
+                examples, recognizer.tokens, recognizer.lm, beam=beam, start=recognizer.decoding, progress=tell
+            )
+            decoders["lm"] = Decoder(recognizer.tokens, beam=beam, lm=recognizer.lm, decoding=best.decoding)
+            _print(f"{best}\n")
+        calibrations: dict[str, Calibration] = {}
+        for kind, decoder in progress.track(decoders.items(), description="calibrating"):
+            wer, cer = tuning.error_rates(examples, decoder)
+            _print(f"{kind}: WER {wer:.2%}, CER {cer:.2%}\n")
+            try:
+                calibrations[kind] = tuning.calibrate(examples, decoder)
+            except ConfidenceError as error:
+                _note(f"{kind}: not calibrated: {error}")
+        if not dry_run:
+            tuning.store(path, best.decoding if best else None, calibrations)
+
+
+lm_app = typer.Typer(help="Language models: estimate, measure, look at.", no_args_is_help=True)
+app.add_typer(lm_app, name="lm")
+
+
+@lm_app.command("train", epilog="Example: `asr lm train books.txt.xz -o english.lm --vocab 60000 --entropy 1e-8`")
+def lm_train(
+    texts: Annotated[
+        list[Path],
+        typer.Argument(help="A sentence a line (.txt, .gz, .bz2, .xz), or manifests (.jsonl).", show_default=False),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The file to write; .arpa or .arpa.gz for that format.", show_default=False
+        ),
+    ],
+    order: Annotated[int, typer.Option(help="The words of the longest n-grams.", min=1, max=10)] = 3,
+    vocab: Annotated[int | None, typer.Option(help="Know only so many words, the most frequent.", min=1)] = None,
+    prune: Annotated[
+        str, typer.Option(help="Drop n-grams seen so often or less, for each order: '0 0 1'.", show_default="none")
+    ] = "",
+    entropy: Annotated[float, typer.Option(help="Drop n-grams that matter less than this; 1e-8 is mild.", min=0)] = 0.0,
+    characters: Annotated[bool, typer.Option("--characters", help="Letters instead of words.")] = False,
+    normalise: Annotated[str, typer.Option("--normaliser", help="As in the recipe: english, none.")] = "english",
+    alphabet: Annotated[str | None, typer.Option(help="Words with other characters are not known.")] = None,
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option(help="Leave out what shares 7 words in a row with this manifest or text, such as a test set."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Estimate an n-gram model from text: interpolated modified Kneser-Ney."""
+    from asr import fusion, kneserney, lmtext
+    from asr.text import normaliser
+
+    try:
+        thresholds = [int(part) for part in prune.replace(",", " ").split()]
+    except ValueError:
+        raise typer.BadParameter(
+            f"expected whole numbers such as '0 0 1', got {prune!r}", param_hint="--prune"
+        ) from None
+    if output.exists() and not overwrite:
+        raise AsrError(f"{output}: the file exists already; use --overwrite, or name another")
+    _make_folder(output.parent)
+    chosen = normaliser(normalise)
+    without = lmtext.Without(lmtext.lines(exclude or [], chosen))
+    with _interruptible():
+        lines = without(lmtext.lines(texts, chosen))
+        if characters:
+            lines = map(fusion.spell, lines)
+        model = kneserney.train(
+            lines,
+            order=order,
+            vocabulary_size=vocab,
+            alphabet=alphabet,
+            prune=thresholds,
+            entropy=entropy,
+            progress=_note,
+        )
+        if exclude:
+            _note(
+                f"{without.dropped} lines share {lmtext.OVERLAP} words in a row with held-out texts, and were left out"
+            )
+        model.info |= {"texts": [path.name for path in texts], "normaliser": normalise}
+        if output.name.endswith((".arpa", ".arpa.gz")):
+            model.write_arpa(output)
+        else:
+            model.save(output)
+    counts = ", ".join(f"{count} {n}-grams" for n, count in enumerate(model.counts, 1))
+    _note(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {counts}")
+
+
+@lm_app.command("perplexity", epilog="Example: `asr lm perplexity english.lm data/dev.jsonl`")
+def lm_perplexity(
+    model: Annotated[Path, typer.Argument(help="A language model.", show_default=False)],
+    texts: Annotated[list[Path], typer.Argument(help="Text or manifests, as for asr lm train.", show_default=False)],
+    normalise: Annotated[
+        str | None, typer.Option("--normaliser", help="As in the recipe.", show_default="the model's, or english")
+    ] = None,
+) -> None:
+    """How well a language model foretells a text: the lower, the better."""
+    from asr import fusion, lmtext
+    from asr.lm import NgramModel
+    from asr.text import normaliser
+
+    loaded = NgramModel.load(model)
+    lines = lmtext.lines(texts, normaliser(normalise or str(loaded.info.get("normaliser", "english"))))
+    if fusion.is_character_model(loaded):
+        lines = map(fusion.spell, lines)
+    with _interruptible():
+        found = loaded.perplexity(lines)
+    _print(f"{found}\n")
+
+
+@lm_app.command("info", epilog="Example: `asr lm info english.lm`")
+def lm_info(model: Annotated[Path, typer.Argument(help="A language model.", show_default=False)]) -> None:
+    """What a language model is: order, n-grams, text, vocabulary."""
+    from asr.lm import NgramModel
+
+    loaded = NgramModel.load(model)
+    rows = {f"{n}-grams": f"{count:,}" for n, count in enumerate(loaded.counts, 1)}
+    rows |= {_line(key.replace("_", " ")): _line(value) for key, value in loaded.info.items()}
+    rows |= {
+        "file": f"{_line(model)} ({model.stat().st_size / 1e6:.1f} MB)",
+        "words": " ".join(map(_line, loaded.words[3:13])) + " ...",
+    }
+    width = max(map(len, rows))
+    _print("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()))
+
+
 def main() -> None:
     """Entry point: errors in the input are one line on stderr and exit status 1."""
     try:
@@ -403,6 +632,30 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output, such as head, has had enough
         sys.stderr.close()
         sys.exit(1)
+
+
+def _steering(
+    beam: int, lm: str | None, decoding: str | None, hotwords: Path | None, grammar: Path | None, reject: float | None
+) -> dict[str, Any]:
+    """What the options say, as arguments of a Recognizer."""
+    weights: dict[str, float | None] = {}
+    for part in (decoding or "").split(",") if decoding else []:
+        name, _, value = part.partition("=")
+        if name not in ("lm_weight", "word_bonus", "unknown"):
+            hint = nearest(name, ["lm_weight", "word_bonus", "unknown"])
+            raise typer.BadParameter(f"'{part}': expected NAME=NUMBER; {hint}", param_hint="--decoding")
+        try:
+            weights[name] = None if (name, value) == ("unknown", "never") else float(value)
+        except ValueError:
+            raise typer.BadParameter(f"'{part}': expected a number, got {value!r}", param_hint="--decoding") from None
+    return {"beam": beam, "lm": lm, "decoding": weights, "hotwords": hotwords, "grammar": grammar, "reject": reject}
+
+
+def _note_unspelt(recognizer: Recognizer) -> None:
+    unspelt = recognizer.decoder.unspelt
+    if unspelt:
+        few = ", ".join(unspelt[:5]) + ", ..." * (len(unspelt) > 5)
+        _note(f"{len(unspelt)} words of the language model cannot be spelt by {recognizer.name}: {few}")
 
 
 def _transcribe_pipe(
@@ -538,15 +791,16 @@ def _word_error_rate(model: Path, manifest: Path) -> float:
     from asr.recognizer import Recognizer
 
     failures: list[str] = []
-    scored = list(_recognise(Recognizer(model, beam=1), read(manifest), failures, Console(stderr=True)))
+    scored = list(_recognise(Recognizer(model, beam=1), read(manifest), failures, Console(stderr=True), []))
     if failures:
         raise AsrError(f"{manifest}: {len(failures)} utterances failed; run asr doctor on it first")
     return metrics.report(scored, bootstrap=0).wer
 
 
 def _recognise(
-    recognizer: Recognizer, utterances: list[Utterance], failures: list[str], console: Console
+    recognizer: Recognizer, utterances: list[Utterance], failures: list[str], console: Console, sure: list[float]
 ) -> Iterator[Scored]:
+    """Each utterance's reference and hypothesis; fills in the failures, and the confidences of all words."""
     from asr import audio
     from asr.metrics import Scored
     from asr.text import normaliser
@@ -562,6 +816,7 @@ def _recognise(
                 _complain(error)
                 continue
             reference = normalise(utterance.text)
+            sure += [word.confidence for word in transcript.words]
             yield Scored(utterance.id, reference, transcript.text, utterance.speaker, utterance.duration_s)
 
 

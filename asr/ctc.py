@@ -1,4 +1,4 @@
-"""CTC decoding in NumPy: the best path, prefix beam search, and the times of known tokens.
+"""CTC decoding in NumPy: the best path, prefix beam search with scorers, and the times of known tokens.
 
 The network gives each frame a distribution over V tokens, blank included. A path picks one token a frame; collapsing
 its runs of equal tokens and then dropping the blanks gives a text. Many paths collapse to one text, and the text's
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -29,13 +30,15 @@ class CtcError(AsrError):
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """Collapsed token ids (no blanks) and their natural-log probability.
+    """Collapsed token ids (no blanks) and their score, a natural logarithm.
 
-    score: of the best path for `greedy`; for `beam` the sum over the alignments that the beam kept.
+    acoustic: log-probability of the best path for `greedy`; for `beam` the sum over the alignments that the beam kept.
+    score:    what the hypotheses are ranked by: acoustic, and what the scorers add to it.
     """
 
     token_ids: tuple[int, ...]
     score: float
+    acoustic: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,31 @@ class Span:
     start: int
     end: int
     score: float
+
+
+class Scorer(Protocol):
+    """Adds to a prefix's score what it knows of its text: a language model, hot words, a grammar.
+
+    All that it remembers of a prefix is one integer, its state, so that equal prefixes have equal states, and the search
+    can ask for all prefixes at once: n of them, K tokens. The blank is never among the tokens.
+    """
+
+    @property
+    def start(self) -> int:
+        """The state of the empty prefix."""
+        ...
+
+    def scores(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """What each prefix gains by each token, natural log; -inf forbids it. (n,), (K,) -> (n, K) float64."""
+        ...
+
+    def advance(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """The states after each prefix grew by its own token. (n,), (n,) -> (n,)."""
+        ...
+
+    def end(self, states: np.ndarray) -> np.ndarray:
+        """What each prefix gains if the text ends here. (n,) -> (n,) float64."""
+        ...
 
 
 def greedy(log_probs: np.ndarray) -> Hypothesis:
@@ -58,18 +86,28 @@ def greedy(log_probs: np.ndarray) -> Hypothesis:
     path = log_probs.argmax(axis=1)
     starts = np.diff(path, prepend=BLANK) != 0  # a leading blank starts nothing, and would be dropped anyway
     token_ids = path[starts & (path != BLANK)]
-    return Hypothesis(tuple(token_ids.tolist()), float(log_probs.max(axis=1).sum()))
+    score = float(log_probs.max(axis=1).sum())
+    return Hypothesis(tuple(token_ids.tolist()), score, score)
 
 
-def beam(log_probs: np.ndarray, beam: int = 16, n_best: int = 1) -> list[Hypothesis]:
-    """The most probable texts by prefix beam search, best first: at most n_best, always at least one.
+def beam(
+    log_probs: np.ndarray,
+    beam: int = 16,
+    n_best: int = 1,
+    scorers: Sequence[Scorer] = (),
+    *,
+    token_floor: float = _NEVER,
+    score_range: float = np.inf,
+) -> list[Hypothesis]:
+    """The best texts by prefix beam search, best first: at most n_best, and none only where a scorer forbids them all.
 
     log_probs: (T, V) float32, natural log; T = 0 gives the empty hypothesis.
+    others:    see BeamSearch.
     raises:    CtcError if the shape is another, the values are not log-probabilities, or beam or n_best is below 1.
     """
     if np.ndim(log_probs) != 2:
         raise CtcError(f"expected log-probabilities of shape (T, V), got {np.shape(log_probs)}")
-    search = BeamSearch(log_probs.shape[1], beam)
+    search = BeamSearch(log_probs.shape[1], beam, scorers, token_floor=token_floor, score_range=score_range)
     search.advance(log_probs)
     return search.hypotheses(n_best)
 
@@ -100,7 +138,12 @@ class BeamSearch:
     text, so their sums are added ("merged"); left apart they would fill two places and each be ranked too low. With
     every prefix kept, the totals are the exact probabilities.
 
-    n_tokens: V, blank included.  beam: how many prefixes live on from frame to frame.
+    Scorers add to a prefix's rank, not to its sums: what they say depends on its text alone, so merging stays as it is.
+
+    n_tokens:    V, blank included.  beam: how many prefixes live on from frame to frame.
+    token_floor: a token whose log-probability in a frame is not above it grows no prefix there. In most frames of a
+                 trained network only the blank is left, and they cost next to nothing.
+    score_range: prefixes that rank lower than the best by more than this are dropped.
     Ties are broken the same way everywhere: of equal candidates the earlier in the beam stays, then the lower token.
     raises:   CtcError if n_tokens is below 2 or beam below 1.
     source:   Graves & Jaitly 2014, "Towards End-to-End Speech Recognition with Recurrent Neural Networks", algorithm 1;
@@ -108,13 +151,24 @@ class BeamSearch:
               Recurrent DNNs", algorithm 1.
     """
 
-    def __init__(self, n_tokens: int, beam: int = 16) -> None:
+    def __init__(
+        self,
+        n_tokens: int,
+        beam: int = 16,
+        scorers: Sequence[Scorer] = (),
+        *,
+        token_floor: float = _NEVER,
+        score_range: float = np.inf,
+    ) -> None:
         if n_tokens < 2:
             raise CtcError(f"expected the blank and at least one token, got {n_tokens} tokens")
         if beam < 1:
             raise CtcError(f"expected a beam of at least 1 prefix, got {beam}")
         self._n_tokens = n_tokens
         self._beam = beam
+        self._scorers = tuple(scorers)
+        self._token_floor = token_floor
+        self._score_range = score_range
         self._trie = _Trie()
         # One entry a prefix, all (up to beam,). No frame yet: only the empty prefix, and nothing that a token could
         # repeat, which is how things stand after a blank.
@@ -124,51 +178,95 @@ class BeamSearch:
         self._last = np.full(1, BLANK)
         self._node = np.array([_Trie.ROOT])
         self._parent = np.array([_Trie.NONE])
+        self._gain = np.zeros(1)  # what the scorers have added so far
+        self._states = [np.array([scorer.start]) for scorer in self._scorers]
 
     def advance(self, log_probs: np.ndarray) -> None:
         """Take the next frames, (T, V) float32, natural log; T may be 0. raises: CtcError, with nothing taken."""
-        for frame in _checked(log_probs, self._n_tokens):
-            self._step(frame)
+        log_probs = _checked(log_probs, self._n_tokens)
+        grows = log_probs[:, BLANK + 1 :] > self._token_floor
+        for frame, tokens, some in zip(log_probs, grows, np.logical_or.reduce(grows, axis=1).tolist(), strict=True):
+            if some:
+                self._step(frame, np.flatnonzero(tokens) + 1)
+            else:
+                self._stay(frame)
 
-    def hypotheses(self, n_best: int = 1) -> list[Hypothesis]:
-        """The best prefixes of all frames so far, best first, equal ones by token ids: at most n_best."""
+    def hypotheses(self, n_best: int = 1, *, ended: bool = True) -> list[Hypothesis]:
+        """The best prefixes of all frames so far, best first, equal ones by token ids: at most n_best.
+
+        ended: rank them as texts that end here; otherwise as texts that may go on.
+        """
         if n_best < 1:
             raise CtcError(f"expected n_best of at least 1, got {n_best}")
-        chosen = _top(self._total, n_best)
-        nodes, scores = self._node[chosen].tolist(), self._total[chosen].tolist()
-        found = [Hypothesis(self._trie.prefix(node), score) for node, score in zip(nodes, scores, strict=True)]
+        rank = self._total + self._gain
+        if ended:
+            for scorer, states in zip(self._scorers, self._states, strict=True):
+                rank = rank + scorer.end(states)
+        chosen = _top(rank, n_best)
+        rows = zip(self._node[chosen].tolist(), rank[chosen].tolist(), self._total[chosen].tolist(), strict=True)
+        found = [Hypothesis(self._trie.prefix(node), score, acoustic) for node, score, acoustic in rows]
         return sorted(found, key=lambda hypothesis: (-hypothesis.score, hypothesis.token_ids))
 
-    def _step(self, frame: np.ndarray) -> None:
-        """One frame, (V,) float64: products of the derivation above are sums here, sums are logaddexp."""
+    def _stay(self, frame: np.ndarray) -> None:
+        """A frame in which no prefix grows."""
+        self._ends_blank = self._total + frame[BLANK]
+        self._ends_token = self._ends_token + frame[self._last]
+        self._total = np.logaddexp(self._ends_blank, self._ends_token)
+
+    def _step(self, frame: np.ndarray, tokens: np.ndarray) -> None:
+        """One frame, (V,) float64: products of the derivation above are sums here, sums are logaddexp.
+
+        tokens: (K,) those that prefixes may grow by, ascending.
+        """
         last = self._last
         stay_blank = self._total + frame[BLANK]
         stay_token = self._ends_token + frame[last]
 
-        # Row: prefix. Column: the token it grows by; column 0, the blank's, is free for the prefix that stays.
-        candidates = self._total[:, None] + frame
-        candidates[np.arange(len(last)), last] = self._ends_blank + frame[last]
+        # Row: prefix. Column 0: it stays. Column k: it grows by tokens[k - 1].
+        grown = self._total[:, None] + frame[tokens]
+        column = np.minimum(np.searchsorted(tokens, last), len(tokens) - 1)
+        again = np.flatnonzero(tokens[column] == last)
+        grown[again, column[again]] = self._ends_blank[again] + frame[last[again]]
 
         # Merge. Equal prefixes have equal nodes, so `child` is an extension of `row` if its parent is row's node.
-        child, row = np.nonzero(self._parent[:, None] == self._node)
-        token = last[child]
-        stay_token[child] = np.logaddexp(stay_token[child], candidates[row, token])
-        candidates[row, token] = _NEVER
-        candidates[:, BLANK] = np.logaddexp(stay_blank, stay_token)
+        child, row = np.nonzero(self._parent[again, None] == self._node)
+        child = again[child]
+        stay_token[child] = np.logaddexp(stay_token[child], grown[row, column[child]])
+        grown[row, column[child]] = _NEVER
 
-        scores = candidates.ravel()
+        stay = np.logaddexp(stay_blank, stay_token)
+        gains = np.zeros_like(grown)
+        for scorer, states in zip(self._scorers, self._states, strict=True):
+            gains += scorer.scores(states, tokens)
+        ranks = np.concatenate([stay[:, None], grown + gains], axis=1) + self._gain[:, None]
+        scores = ranks.ravel()
         kept = _top(scores, self._beam)
-        row, token = np.divmod(kept, self._n_tokens)
-        grown = token != BLANK
-        self._total = scores[kept]
-        self._ends_blank = np.where(grown, _NEVER, stay_blank[row])
-        self._ends_token = np.where(grown, self._total, stay_token[row])
-        self._last = np.where(grown, token, last[row])
-        self._parent = np.where(grown, self._node[row], self._parent[row])
-        self._node = self._node[row]
-        new = np.flatnonzero(grown)
+        if self._score_range < np.inf:
+            chosen = scores[kept]
+            kept = kept[chosen >= chosen.max(initial=_NEVER) - self._score_range]
+        row, column = np.divmod(kept, len(tokens) + 1)
+
+        new = np.flatnonzero(column)
+        grew, by = row[new], column[new] - 1
+        self._total = stay[row]
+        self._ends_blank = stay_blank[row]
+        self._ends_token = stay_token[row]
+        self._last = last[row]
+        self._parent = self._parent[row]
+        self._gain = self._gain[row]
+        self._states = [states[row] for states in self._states]
         if len(new):
-            self._node[new] = self._trie.grow(self._node[new].tolist(), token[new].tolist())
+            token = tokens[by]
+            self._total[new] = self._ends_token[new] = grown[grew, by]
+            self._ends_blank[new] = _NEVER
+            self._last[new] = token
+            self._parent[new] = self._node[grew]
+            self._gain[new] += gains[grew, by]
+            for scorer, states in zip(self._scorers, self._states, strict=True):
+                states[new] = scorer.advance(states[new], token)
+        self._node = self._node[row]
+        if len(new):
+            self._node[new] = self._trie.grow(self._node[new].tolist(), token.tolist())
             if self._trie.crowded():
                 self._node = np.array(self._trie.prune(self._node.tolist()))
                 self._parent = np.array([self._trie.parents[node] for node in self._node])

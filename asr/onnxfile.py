@@ -23,6 +23,7 @@ OPERATORS = """
     LSTM LayerNormalization Log LogSoftmax MatMul MatMulInteger Mul Pad RNN Relu Reshape Shape Slice Squeeze Sub Transpose
     Unsqueeze com.microsoft.DynamicQuantizeLSTM
 """
+_NUMBERS, _METADATA = (1, 5), 14  # fields of the outermost message; all but the numbers say their length
 _PLAIN_ATTRIBUTE = {1, 2, 3, 4, 7, 8, 9, 13, 20}  # its name, description and type, numbers and strings; no graphs
 
 
@@ -41,6 +42,43 @@ def read(path: Path) -> bytes:
     return data
 
 
+def metadata(data: bytes, key: str) -> str:
+    """The text under a key of a file's metadata, "" if there is none. data: of `read`."""
+    walk = _Walk()
+    for field, content in walk.fields(memoryview(data)):
+        if field == _METADATA:
+            entry = dict(walk.fields(content))
+            if bytes(entry.get(1, b"")) == key.encode():
+                return bytes(entry.get(2, b"")).decode()
+    return ""
+
+
+def with_metadata(data: bytes, key: str, value: str) -> bytes:
+    """The same file with another text under a key of its metadata. data: of `read`."""
+    walk = _Walk()
+    parts = []
+    for field, content in walk.fields(memoryview(data)):
+        if field in _NUMBERS:
+            parts.append(_encoded(field << 3) + bytes(content))
+        elif field != _METADATA or bytes(dict(walk.fields(content)).get(1, b"")) != key.encode():
+            parts.append(_field(field, content))
+    parts.append(_field(_METADATA, _field(1, key.encode()) + _field(2, value.encode())))
+    return b"".join(parts)
+
+
+def _field(number: int, content: bytes | memoryview) -> bytes:
+    return _encoded(number << 3 | 2) + _encoded(len(content)) + bytes(content)
+
+
+def _encoded(number: int) -> bytes:
+    """7 bits a byte from the lowest on, each but the last with the highest bit set."""
+    parts = []
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])
+
+
 class _Walk:
     """Goes through one file, a method for each kind of message."""
 
@@ -49,12 +87,12 @@ class _Walk:
 
     def model(self, data: memoryview) -> None:
         graphs = []
-        for field, value in self._fields(data):
+        for field, value in self.fields(data):
             if field == 7:
                 graphs.append(value)
             elif field in (20, 25):
                 raise OnnxFileError("training steps or functions, which asr export does not write")
-        for field, value in self._fields(_only(graphs)):
+        for field, value in self.fields(_only(graphs)):
             if field == 1:
                 self._node(value)
             elif field == 5:
@@ -64,7 +102,7 @@ class _Walk:
 
     def _node(self, data: memoryview) -> None:
         operators, domains = [], []
-        for field, value in self._fields(data):
+        for field, value in self.fields(data):
             if field == 4:
                 operators.append(value)
             elif field == 5:
@@ -77,7 +115,7 @@ class _Walk:
 
     def _attribute(self, data: memoryview) -> None:
         tensors = []
-        for field, value in self._fields(data):
+        for field, value in self.fields(data):
             if field == 5:
                 tensors.append(value)
             elif field not in _PLAIN_ATTRIBUTE:
@@ -88,7 +126,7 @@ class _Walk:
     def _tensor(self, data: memoryview) -> None:
         """Its data must be there: each number takes a byte at least. onnxruntime compares the exact size."""
         size = 1
-        for field, value in self._fields(data):
+        for field, value in self.fields(data):
             if field == 13 or (field == 14 and any(self._numbers(value))):
                 raise OnnxFileError("weights in another file, which is not read")
             if field == 1:
@@ -97,7 +135,7 @@ class _Walk:
         if size > len(data):
             raise OnnxFileError("a tensor without the data that it declares")
 
-    def _fields(self, data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    def fields(self, data: memoryview) -> Iterator[tuple[int, memoryview]]:
         """A message's fields in order: number, and value as it is encoded. Those of 4 and 8 bytes are passed over."""
         at = 0
         while at < len(data):

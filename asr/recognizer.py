@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime
 
-from asr import audio, ctc, onnxfile
+from asr import audio, onnxfile
+from asr import hotwords as hot
+from asr.confidence import Calibration
+from asr.decoder import Decoder
 from asr.errors import AsrError
+from asr.fusion import Decoding
+from asr.grammar import Grammar
+from asr.lm import NgramModel
+from asr.text import normaliser
 from asr.tokens import BLANK, TokenError, Tokens
-from asr.transcript import Transcript, Word, words_of
+from asr.transcript import Alternatives, Transcript, Word
 
 SCHEMA = 1  # the newest metadata that this version understands
 DEFAULT_MODEL = "digits"
@@ -30,6 +38,7 @@ _MIN_PAUSE_S = 0.3  # a cut is made within at least so much silence, if there is
 # values from 0 to 0.3 s, the one with the least median error on FSDD's dev digits).
 _LETTER_S = 0.08
 _BUNDLED = Path(__file__).parent / "models"
+_Kind = TypeVar("_Kind", Decoding, Calibration)
 
 
 class ModelError(AsrError):
@@ -39,18 +48,39 @@ class ModelError(AsrError):
 class Recognizer:
     """A trained recogniser, loaded from one file. Safe to share between threads.
 
-    model:   path of an ONNX file, or the name of a model in the user's folder or in the package; the default if not given.
-    beam:    prefixes kept by the beam search; 1 is greedy decoding.
-    threads: of onnxruntime. One is best: a recurrent network has a step to wait for, and more threads slow it down.
-    raises:  ModelError.
+    model:    path of an ONNX file, or the name of a model in the user's folder or in the package; the default if not given.
+    beam:     prefixes kept by the beam search; 1 without anything below is greedy decoding.
+    lm:       a language model: a file in ARPA format or of `asr lm train`, the model itself, or "bundled" for the file
+              beside the model's, of the same name and with the suffix .lm.
+    decoding: settings of asr.fusion.Decoding that differ from those that `asr tune` has stored in the model's file.
+    hotwords: words and phrases to expect, as a file or a list: "Kubernetes^5" with the boost in nats, or without.
+    grammar:  a file of phrases or JSGF that the text is restricted to.
+    reject:   with a grammar: nothing is recognised that is so many nats a letter less probable than the best free text.
+    n_best:   how many texts of each stretch of speech the transcripts list as alternatives, if more than one.
+    threads:  of onnxruntime. One is best: a recurrent network has a step to wait for, and more threads slow it down.
+    raises:   ModelError, and the errors of asr.lm, asr.fusion, asr.hotwords and asr.grammar.
 
     >>> Recognizer("digits").transcribe("tests/data/7_jackson_0.wav").text  # doctest: +SKIP
     'seven'
     """
 
-    def __init__(self, model: str | Path | None = None, *, beam: int = 16, threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        beam: int = 16,
+        lm: str | Path | NgramModel | None = None,
+        decoding: Mapping[str, Any] | None = None,
+        hotwords: str | Path | Iterable[str] | None = None,
+        grammar: str | Path | None = None,
+        reject: float | None = None,
+        n_best: int = 1,
+        threads: int = 1,
+    ) -> None:
         if beam < 1:
             raise ModelError(f"expected a beam of at least 1, got {beam}")
+        if not 1 <= n_best <= beam:
+            raise ModelError(f"expected n_best from 1 to the beam of {beam}, got {n_best}")
         if threads < 1:
             raise ModelError(f"expected at least 1 thread, got {threads}")
         path = self._path = find_model(model)
@@ -84,8 +114,34 @@ class Recognizer:
             raise ModelError(f"{path}: {error}; export the model again") from None
         self.frame_shift_s: float = self.card["frame_shift"] / audio.SAMPLE_RATE
         self._space = self.tokens.encode(" ")[0] if " " in self.tokens.symbols else BLANK
-        self.beam = beam
+        self.n_best = n_best
+        self.lm = self._language_model(lm)
+        self.decoding = replace(_numbers(Decoding, self.card.get("decoding")) or Decoding(), **(decoding or {}))
+        normalise = normaliser(self.card.get("normaliser", "none"))
+        boosts = None
+        if hotwords is not None:
+            if isinstance(hotwords, str | Path):
+                boosts = hot.read(hotwords, normalise, self.tokens)
+            else:
+                boosts = hot.parse(hotwords, normalise, self.tokens)
+        kind = "lm" if self.lm else "greedy" if beam == 1 and hotwords is None and grammar is None else "beam"
+        calibrations = self.card.get("calibration")
+        self.decoder = Decoder(
+            self.tokens,
+            beam=beam,
+            lm=self.lm,
+            decoding=self.decoding,
+            hotwords=boosts,
+            grammar=None if grammar is None else Grammar.read(grammar, normalise, self.tokens),
+            reject=reject,
+            calibration=_numbers(Calibration, calibrations.get(kind) if isinstance(calibrations, dict) else None),
+        )
         self._run(np.zeros(1, np.float32))  # a network that cannot run is refused here, not with every recording
+
+    def _language_model(self, lm: str | Path | NgramModel | None) -> NgramModel | None:
+        if lm is None or isinstance(lm, NgramModel):
+            return lm
+        return NgramModel.load(self._path.with_suffix(".lm") if lm == "bundled" else lm)
 
     def log_probs(self, waveform: np.ndarray) -> np.ndarray:
         """CTC log-probabilities of one utterance.
@@ -139,6 +195,7 @@ class Recognizer:
     def transcribe_blocks(self, blocks: Iterable[np.ndarray]) -> Transcript:
         """The text of a recording of any length that arrives in pieces, (n,) float32 at 16 kHz, in bounded memory."""
         words: list[Word] = []
+        alternatives: list[Alternatives] = []
         samples = 0
 
         def counted() -> Iterator[np.ndarray]:
@@ -148,15 +205,18 @@ class Recognizer:
                 yield block
 
         for first_frame, log_probs in self._stretches(counted()):
-            best = ctc.greedy(log_probs) if self.beam == 1 else ctc.beam(log_probs, self.beam)[0]
-            spans = zip(best.token_ids, ctc.align(log_probs, best.token_ids), strict=True)
-            words += words_of(spans, self.tokens, self.frame_shift_s, first_frame * self.frame_shift_s)
+            found = self.decoder(log_probs)
+            offset_s = first_frame * self.frame_shift_s
+            words += self.decoder.words(found, log_probs, self.frame_shift_s, offset_s)
+            if self.n_best > 1:
+                end_s = offset_s + len(log_probs) * self.frame_shift_s
+                alternatives.append(Alternatives(offset_s, end_s, self.decoder.texts(found, self.n_best)))
         duration_s = samples / audio.SAMPLE_RATE
         for i, word in enumerate(words):
             limit = words[i + 1].start_s if i + 1 < len(words) else duration_s
             words[i] = replace(word, end_s=min(word.end_s + _LETTER_S, limit))
         text = " ".join(word.text for word in words)
-        return Transcript(text, tuple(words), duration_s, self.name)
+        return Transcript(text, tuple(words), duration_s, self.name, tuple(alternatives))
 
     def _stretches(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         """The recording's log-probabilities from pause to pause: the number of the first frame, and (T, V).
@@ -249,6 +309,16 @@ def _limit_memory() -> None:
 def _reason(error: Exception) -> str:
     """The last line of an exception's message: in those of onnxruntime, what went wrong after where it did."""
     return str(error).strip().rpartition("\n")[2].rstrip(".") or type(error).__name__
+
+
+def _numbers(kind: type[_Kind], stored: object) -> _Kind | None:
+    """The dataclass of numbers that the card holds under some key; None where it holds none, or something else."""
+    if not isinstance(stored, dict) or not stored.keys() <= {field.name for field in fields(kind)}:
+        return None
+    numbers = all(
+        value is None or (isinstance(value, int | float) and math.isfinite(value)) for value in stored.values()
+    )
+    return kind(**stored) if numbers else None
 
 
 def _read_card(session: Any, path: Path) -> dict[str, Any]:

@@ -23,7 +23,10 @@ class OutputError(AsrError):
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One word. start_s, end_s: seconds from the start of the audio; confidence: 0 to 1, that of its weakest token."""
+    """One word. start_s, end_s: seconds from the start of the audio.
+
+    confidence: 0 to 1, calibrated where `asr tune` has done so; otherwise the posterior of the word's weakest letter.
+    """
 
     text: str
     start_s: float
@@ -42,13 +45,26 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternatives:
+    """What else may have been said between two pauses: texts with their scores (natural log), the best first."""
+
+    start_s: float
+    end_s: float
+    texts: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
-    """The text of one utterance or file. duration_s: seconds of audio; model: the name of the model that wrote it."""
+    """The text of one utterance or file. duration_s: seconds of audio; model: the name of the model that wrote it.
+
+    alternatives: of each stretch of speech, where they were asked for.
+    """
 
     text: str
     words: tuple[Word, ...]
     duration_s: float
     model: str
+    alternatives: tuple[Alternatives, ...] = ()
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -82,6 +98,8 @@ class Transcript:
             f'"segments": {_rows(_times(segment) for segment in self.segments)}',
             f'"words": {_rows(_times(word) | {"confidence": round(float(word.confidence), 3)} for word in self.words)}',
         ]
+        if self.alternatives:
+            members.append(f'"alternatives": {_rows(map(_choices, self.alternatives))}')
         return "{\n  " + ",\n  ".join(members) + "\n}\n"
 
     def to_srt(self) -> str:
@@ -213,7 +231,12 @@ def words_of(
 
 
 def write(path: str | Path, text: str, overwrite: bool = False) -> None:
-    """Write an output file as UTF-8, whole or not at all: after a crash or on a full disk there is no partial file.
+    """Write an output file as UTF-8; see write_bytes."""
+    write_bytes(path, text.encode("utf-8"), overwrite)
+
+
+def write_bytes(path: str | Path, data: bytes, overwrite: bool = False) -> None:
+    """Write an output file whole or not at all: after a crash or on a full disk there is no partial file.
 
     raises: OutputError if the file exists and overwrite is not set, is not a plain file, or cannot be written.
     """
@@ -228,7 +251,7 @@ def write(path: str | Path, text: str, overwrite: bool = False) -> None:
         temporary = path.with_name(f".{secrets.token_hex(8)}.part")
         try:
             with temporary.open("xb") as file:
-                file.write(text.encode("utf-8"))
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())  # the data before the name, or a power cut can leave an empty file
             temporary.replace(path)
@@ -241,6 +264,11 @@ def write(path: str | Path, text: str, overwrite: bool = False) -> None:
 
 def _times(part: Word | Segment) -> dict[str, str | float]:
     return {"text": part.text, "start_s": round(float(part.start_s), 3), "end_s": round(float(part.end_s), 3)}
+
+
+def _choices(part: Alternatives) -> dict[str, object]:
+    texts = [{"text": text, "score": round(score, 3)} for text, score in part.texts]
+    return {"start_s": round(part.start_s, 3), "end_s": round(part.end_s, 3), "texts": texts}
 
 
 def _rows(rows: Iterable[object]) -> str:

@@ -43,7 +43,9 @@ def brute_force(log_probs: np.ndarray) -> list[Hypothesis]:
     sums: dict[tuple[int, ...], float] = defaultdict(float)
     for path, score in all_paths(log_probs):
         sums[collapse(path)] += math.exp(score)
-    return sorted((Hypothesis(text, math.log(p)) for text, p in sums.items()), key=lambda found: -found.score)
+    return sorted(
+        (Hypothesis(text, math.log(p), math.log(p)) for text, p in sums.items()), key=lambda found: -found.score
+    )
 
 
 def dictionary_beam(log_probs: np.ndarray, beam: int) -> list[Hypothesis]:
@@ -61,7 +63,7 @@ def dictionary_beam(log_probs: np.ndarray, beam: int) -> list[Hypothesis]:
                     grown[(*prefix, token)][1] += (ends_blank + ends_token) * frame[token]
         best = sorted(grown, key=lambda prefix: -sum(grown[prefix]))[:beam]
         prefixes = {prefix: (grown[prefix][0], grown[prefix][1]) for prefix in best}
-    return [Hypothesis(prefix, math.log(sum(scores))) for prefix, scores in prefixes.items()]
+    return [Hypothesis(prefix, math.log(sum(p)), math.log(sum(p))) for prefix, p in prefixes.items()]
 
 
 def assert_same(found: list[Hypothesis], expected: list[Hypothesis]) -> None:
@@ -167,14 +169,100 @@ def test_ties_are_broken_by_token() -> None:
 def test_certain_frames_leave_one_hypothesis() -> None:
     # Probability 0 is legal; texts that have it are no hypotheses.
     path = [1, 1, 0, 1, 2]
-    assert ctc.beam(log_of(np.eye(3)[path].tolist()), n_best=5) == [Hypothesis((1, 1, 2), 0.0)]
+    assert ctc.beam(log_of(np.eye(3)[path].tolist()), n_best=5) == [Hypothesis((1, 1, 2), 0.0, 0.0)]
 
 
 def test_no_frames_is_the_empty_hypothesis() -> None:
     empty = np.zeros((0, 4), np.float32)
-    assert ctc.greedy(empty) == Hypothesis((), 0.0)
-    assert ctc.beam(empty, n_best=3) == [Hypothesis((), 0.0)]
+    assert ctc.greedy(empty) == Hypothesis((), 0.0, 0.0)
+    assert ctc.beam(empty, n_best=3) == [Hypothesis((), 0.0, 0.0)]
     assert ctc.align(empty, []) == []
+
+
+# Scorers
+
+
+class Table:
+    """A scorer of random numbers: three states, and what each token adds in each and leads to."""
+
+    start = 1
+
+    def __init__(self, n_tokens: int, seed: int, forbid: float = 0.0) -> None:
+        rng = np.random.default_rng(seed)
+        self.gain = rng.normal(size=(3, n_tokens))
+        self.gain[rng.random(self.gain.shape) < forbid] = -np.inf
+        self.following = rng.integers(0, 3, (3, n_tokens))
+        self.ending = rng.normal(size=3)
+
+    def scores(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        return self.gain[states[:, None], tokens]
+
+    def advance(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        return self.following[states, tokens]
+
+    def end(self, states: np.ndarray) -> np.ndarray:
+        return self.ending[states]
+
+    def of(self, text: tuple[int, ...]) -> float:
+        state, score = self.start, 0.0
+        for token in text:
+            score += self.gain[state, token]
+            state = self.following[state, token]
+        return score + self.ending[state]
+
+
+@pytest.mark.parametrize("forbid", [0.0, 0.3])
+@pytest.mark.parametrize("seed", range(10))
+def test_scorers_add_to_the_sum_over_all_alignments(seed: int, forbid: float) -> None:
+    log_probs = random_log_probs(1 + seed % 5, 3, seed)
+    scorers = [Table(3, seed, forbid), Table(3, seed + 1)]
+    expected = [
+        Hypothesis(text, acoustic + sum(scorer.of(text) for scorer in scorers), acoustic)
+        for text, acoustic in ((one.token_ids, one.acoustic) for one in brute_force(log_probs))
+    ]
+    expected = sorted((one for one in expected if one.score > -np.inf), key=lambda one: -one.score)
+    found = ctc.beam(log_probs, UNLIMITED, UNLIMITED, scorers)
+    assert_same(found, expected)
+    np.testing.assert_allclose([one.acoustic for one in found], [one.acoustic for one in expected], atol=1e-5)
+
+
+@given(cuts=st.lists(st.integers(0, 60), max_size=8), beam=st.integers(1, 12), seed=st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_any_chunking_gives_exactly_the_same_with_scorers(cuts: list[int], beam: int, seed: int) -> None:
+    log_probs = random_log_probs(60, 4, seed, scale=3.0)
+    options = {"token_floor": -5.0, "score_range": 8.0}
+    scorers = [Table(4, seed, forbid=0.2)]
+    search = BeamSearch(4, beam, scorers, **options)
+    for chunk in np.split(log_probs, sorted(cuts)):
+        search.advance(chunk)
+        search.hypotheses(ended=False)
+    assert search.hypotheses(beam) == ctc.beam(log_probs, beam, beam, scorers, **options)
+
+
+def test_a_token_floor_below_all_changes_nothing() -> None:
+    log_probs = random_log_probs(50, 4, seed=3, scale=2.0)
+    floor = float(log_probs.min()) - 1e-3
+    assert ctc.beam(log_probs, 8, 8, token_floor=floor) == ctc.beam(log_probs, 8, 8)
+
+
+def test_tokens_below_the_floor_grow_no_prefix() -> None:
+    # A frame that is surely blank only keeps the sums: exactly what all frames with all tokens would give, less 1e-6.
+    log_probs = log_of([[0.2, 0.7, 0.1], [1 - 2e-7, 1e-7, 1e-7], [0.3, 0.1, 0.6], [1 - 2e-7, 1e-7, 1e-7]])
+    expected = ctc.beam(log_probs, UNLIMITED, 9)
+    found = ctc.beam(log_probs, UNLIMITED, 9, token_floor=-10.0)
+    assert_same(found, expected[: len(found)])
+    assert {one.token_ids for one in found} == {(), (1,), (2,), (1, 1), (1, 2), (2, 1), (2, 2)}
+
+
+def test_score_range_drops_what_ranks_far_below_the_best() -> None:
+    log_probs = log_of([[0.9, 0.09, 0.01]])
+    assert {one.token_ids for one in ctc.beam(log_probs, 8, 8, score_range=math.log(20))} == {(), (1,)}
+
+
+def test_a_scorer_may_forbid_every_text() -> None:
+    nothing = Table(3, seed=0, forbid=1.0)
+    nothing.ending[:] = -np.inf
+    assert ctc.beam(random_log_probs(9, 3, seed=0), scorers=[nothing]) == []
 
 
 # Alignment

@@ -1,4 +1,4 @@
-"""Pictures in the run folder, drawn from its log: how the losses fell, and how gradients flowed."""
+"""Pictures: of a run, how the losses fell and gradients flowed; of a model, how far its confidences hold."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")  # files only: training machines have no screen
 import matplotlib.pyplot as plt
@@ -44,6 +45,20 @@ def gradients(run: Path) -> None:
     axes.set(xlabel="step", yscale="log", title="gradient norm, before clipping")
     axes.legend(fontsize="small", ncols=2)
     _save(figure, run / "gradients.png")
+
+
+def reliability(path: Path, title: str, counts: np.ndarray, confidence: np.ndarray, accuracy: np.ndarray) -> None:
+    """What words of a confidence are worth, (K,) bins each: on the diagonal, it is the share of them that is right."""
+    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    filled = counts > 0
+    axes.plot([0, 1], [0, 1], color="0.7", lw=1)
+    axes.plot(confidence[filled], accuracy[filled], color="C0", lw=1)
+    axes.scatter(
+        confidence[filled], accuracy[filled], s=20 + 400 * counts[filled] / counts.max(), color="C0", alpha=0.6
+    )
+    axes.set(xlabel="confidence", ylabel="share of the words that are right", xlim=(0, 1), ylim=(0, 1))
+    axes.set_title(title, fontsize=10)
+    _save(figure, path)
 
 
 def _read_log(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

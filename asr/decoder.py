@@ -1,0 +1,104 @@
+"""Log-probabilities -> words: the search, all that steers it, and how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+
+from asr import confidence, ctc
+from asr.confidence import Calibration
+from asr.fusion import Decoding, scorer
+from asr.grammar import Grammar
+from asr.hotwords import HotWords
+from asr.lm import NgramModel
+from asr.tokens import Tokens
+from asr.transcript import Word, words_of
+
+# A token of lower log-probability than this in a frame grows no prefix there, and a prefix that ranks so much lower than the
+# best is dropped. Neither changes a word in a thousand (recipes/speechocean762/RESULTS.md); half the frames become free.
+_TOKEN_FLOOR = -8.0
+_SCORE_RANGE = 20.0
+
+
+class Decoder:
+    """Greedy decoding or beam search, with a language model, hot words and a grammar where they are given.
+
+    tokens:      the network's vocabulary.
+    beam:        prefixes kept by the search; 1 without anything to steer it is greedy decoding.
+    lm:          a word or character n-gram model, heeded as `decoding` says.
+    hotwords:    phrase -> boost, normalised as the recogniser's texts.
+    grammar:     restricts the text to its sentences.
+    reject:      with a grammar, how much less probable than the best free text a sentence may be, in nats a letter, before
+                 nothing is recognised instead; None for never.
+    calibration: of the confidences; without it a word's is the posterior of its weakest letter.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        beam: int = 16,
+        lm: NgramModel | None = None,
+        decoding: Decoding | None = None,
+        hotwords: Mapping[str, float] | None = None,
+        grammar: Grammar | None = None,
+        reject: float | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.tokens = tokens
+        self.beam = beam
+        self._reject = reject
+        self._calibration = calibration
+        self.scorers: list[ctc.Scorer] = []
+        self.unspelt: list[str] = []  # words of the language model that the tokens cannot spell
+        if lm is not None:
+            names = {word for phrase in hotwords or {} for word in phrase.split()}
+            fused = scorer(lm, tokens, decoding or Decoding(), names)
+            self.unspelt = fused.unspelt
+            self.scorers.append(fused)
+        if hotwords:
+            self.scorers.append(HotWords(hotwords, tokens))
+        if grammar is not None:
+            self.scorers.append(grammar)
+
+    def __call__(self, log_probs: np.ndarray) -> list[ctc.Hypothesis]:
+        """The hypotheses of (T, V) log-probabilities, best first; none where the grammar refuses all."""
+        if self.beam == 1 and not self.scorers:
+            return [ctc.greedy(log_probs)]
+        found = ctc.beam(
+            log_probs, self.beam, self.beam, self.scorers, token_floor=_TOKEN_FLOOR, score_range=_SCORE_RANGE
+        )
+        if found and self._reject is not None:
+            free = ctc.greedy(log_probs)
+            letters = max(len(found[0].token_ids), len(free.token_ids), 1)
+            if free.acoustic - found[0].acoustic > self._reject * letters:
+                return []
+        return found
+
+    def texts(self, found: Sequence[ctc.Hypothesis], n_best: int) -> tuple[tuple[str, float], ...]:
+        """The n_best different texts of hypotheses, each with its score; words are parted by single spaces."""
+        texts: dict[str, float] = {}
+        for hypothesis in found:
+            texts.setdefault(" ".join(self.tokens.decode(hypothesis.token_ids).split()), hypothesis.score)
+        return tuple(islice(texts.items(), n_best))
+
+    def words(
+        self, found: Sequence[ctc.Hypothesis], log_probs: np.ndarray, frame_shift_s: float, offset_s: float = 0.0
+    ) -> tuple[Word, ...]:
+        """The words of the best of the hypotheses of (T, V) log-probabilities, whose first frame is at offset_s."""
+        if not found:
+            return ()
+        spans = zip(found[0].token_ids, ctc.align(log_probs, found[0].token_ids), strict=True)
+        words = words_of(spans, self.tokens, frame_shift_s, offset_s)
+        if self._calibration is None:
+            return words
+        sure = map(self._calibration, self.shares(found), (word.confidence for word in words))
+        return tuple(replace(word, confidence=value) for word, value in zip(words, sure, strict=True))
+
+    def shares(self, found: Sequence[ctc.Hypothesis]) -> list[float]:
+        """For each word of the best hypothesis, the share of the hypotheses' probability that has it in its place."""
+        texts = [self.tokens.decode(hypothesis.token_ids).split() for hypothesis in found]
+        return confidence.shares(texts, [hypothesis.score for hypothesis in found])

@@ -1,0 +1,710 @@
+"""Back-off n-gram language models: queries, ARPA files, and a compact binary file that is mapped into memory.
+
+An n-gram model of order N gives a word w after a context, the N - 1 words before it, the probability
+
+    log p(w | context) = log p of the n-gram `context w`                        if the model lists it
+                       = back-off(context) + log p(w | context's suffix)        otherwise
+
+where the suffix is the context less its first word, and a context that is not listed has a back-off of 0.
+
+The n-grams are the nodes of a tree. Node 0 is the root, the empty context; nodes 1 to V are the unigrams, node 1 + word
+id; then come all bigrams, all trigrams and so on, each level sorted by (parent node, last word). A node's key is
+
+    parent * V + word
+
+and by that order the keys ascend over all nodes, so that one binary search in one array finds an n-gram of any length.
+
+A state is the node of the longest suffix of the words so far that the model lists as a context. All listed prefixes of
+an n-gram being listed too, nothing that lies before that suffix can matter to any later word.
+
+Word ids are 0 to V - 1, the first three fixed: UNK, BOS, EOS. Log-probabilities are natural logarithms; the log10 of
+ARPA files stays at that border.
+
+source: Katz 1987, "Estimation of Probabilities from Sparse Data for the Language Model Component of a Speech Recognizer";
+        the file format: Stolcke 2002, "SRILM - An Extensible Language Modeling Toolkit", ngram-format(5).
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import mmap
+import re
+import struct
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import numpy as np
+
+from asr.errors import AsrError
+
+UNK, BOS, EOS = 0, 1, 2
+SPECIAL_WORDS = ("<unk>", "<s>", "</s>")
+MAX_ORDER = 10
+MAX_WORDS = 10_000_000
+MAX_NGRAMS = 2**31 - 2  # a node is an int32 where many are stored
+
+_LN10 = math.log(10)
+_NEVER = -99 * _LN10  # ARPA's log 0: the probability that <s> follows anything
+_NO_UNK = -100 * _LN10  # what KenLM gives <unk> where a file has none
+_SLACK = 0.001 * _LN10  # how far above log 1 rounding may carry a log-probability
+_BATCH = 8192  # sentences, or lines of a file, that are worked on together
+_LOWEST, _HIGHEST = np.iinfo(np.int64).min, np.iinfo(np.int64).max  # keys that no n-gram has
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_MAGIC = b"\x89asr-lm\n"  # no text begins so, and a copy that changes line ends or drops the eighth bit breaks it
+_VERSION = 1
+_PREAMBLE = struct.Struct("<8sII")  # magic, version, bytes of the header
+_ALIGNMENT = 64  # bytes: a cache line
+_MAX_HEADER = 1 << 20
+_MAX_LINE = 1 << 20  # bytes of an ARPA file
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_DATA, _END = [b"\\data\\"], [b"\\end\\"]  # rows of an ARPA file, as its reader yields them
+
+
+class LmError(AsrError):
+    """A language model that is missing, malformed or cannot be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The n-grams of one length k, in any order.
+
+    ngrams:    (n, k) word ids.
+    log_probs: (n,) natural log of p(last word | the words before it).
+    backoffs:  (n,) natural log of the n-gram's back-off weight as a context; None for 0, as at the highest level.
+    """
+
+    ngrams: np.ndarray
+    log_probs: np.ndarray
+    backoffs: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """How a model predicts a text: every word and the end of every sentence, each sentence after <s>.
+
+    words:        number of words, the ends of sentences not counted.
+    oovs:         those outside the vocabulary.
+    log_prob:     natural log of the text's probability, in which such a word has that of <unk>.
+    oov_log_prob: the part of log_prob that is due to these words.
+    """
+
+    words: int
+    sentences: int
+    oovs: int
+    log_prob: float
+    oov_log_prob: float
+
+    @property
+    def including_oovs(self) -> float:
+        """exp(-log_prob / (words + sentences)), KenLM's "perplexity including OOVs"; 1 for no text."""
+        return _perplexity(self.log_prob, self.words + self.sentences)
+
+    @property
+    def excluding_oovs(self) -> float:
+        """The same over all but the OOVs, which remain in the contexts of the others: KenLM's "excluding OOVs"."""
+        return _perplexity(self.log_prob - self.oov_log_prob, self.words + self.sentences - self.oovs)
+
+
+def _perplexity(log_prob: float, count: int) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(-log_prob / max(count, 1)))
+
+
+class NgramModel:
+    """A back-off n-gram model; made by `load` or `from_levels`.
+
+    words:  the V words by id.
+    order:  N, the longest n-gram's words.
+    counts: the number of n-grams of each length, 1 to N; counts[0] is V.
+    start:  the state after <s>.
+    info:   what the binary file is to say about itself, such as the text it was estimated from; anything JSON can hold.
+    """
+
+    def __init__(
+        self,
+        words: list[str],
+        counts: tuple[int, ...],
+        keys: np.ndarray,
+        log_probs: np.ndarray,
+        backoffs: np.ndarray,
+        suffixes: np.ndarray,
+        info: dict[str, Any],
+    ) -> None:
+        """Not to be called from outside; the arrays are taken as they are, one entry a node, the root's first.
+
+        keys:      (1 + nodes + 1,) int64; no n-gram has the first (the root's) nor the last, which ends every search.
+        log_probs: (1 + nodes,) float32.
+        backoffs:  (contexts,) float32; the contexts are the root and all nodes but those of the highest level.
+        suffixes:  (contexts,) int32, the node of the longest suffix that is listed; the root's is the root.
+        """
+        self.words = words
+        self.order = len(counts)
+        self.counts = counts
+        self.start = 1 + BOS if self.order > 1 else 0
+        self.info = info
+        self._keys = keys
+        self._log_probs = log_probs
+        self._backoffs = backoffs
+        self._suffixes = suffixes
+        self._ids = {word: number for number, word in enumerate(words)}
+
+    @classmethod
+    def from_levels(
+        cls, words: Sequence[str], levels: Sequence[Level], info: dict[str, Any] | None = None
+    ) -> NgramModel:
+        """The model of words by id and n-grams by length; levels[0] holds each of the V words exactly once.
+
+        Whatever probability <s> is given as a unigram, it gets ARPA's for "never", as it only ever stands first.
+        raises: LmError if `words` does not start with <unk> <s> </s>, holds one twice or one with white space; if an
+                n-gram stands twice, or the n-gram of all its words but the last is missing; if a number is no
+                log-probability, or the longest n-grams have back-offs.
+        """
+
+        def name(k: int, index: int) -> str:
+            ids = np.asarray(levels[k - 1].ngrams)[index]
+            return f"{k}-gram {' '.join(words[i] if 0 <= i < len(words) else f'#{i}' for i in ids)!r}"
+
+        return _build(words, levels, name, info or {})
+
+    def __repr__(self) -> str:
+        return f"<NgramModel: {', '.join(f'{count} {k}-grams' for k, count in enumerate(self.counts, 1))}>"
+
+    def __contains__(self, word: object) -> bool:
+        return word in self._ids
+
+    def id(self, word: str) -> int:
+        """The word's id, UNK for one outside the vocabulary."""
+        return self._ids.get(word, UNK)
+
+    def ids(self, words: Iterable[str]) -> np.ndarray:
+        """The ids (n,) int64 of n words, UNK for those outside the vocabulary."""
+        return np.array([self._ids.get(word, UNK) for word in words], np.int64)
+
+    @property
+    def unigrams(self) -> np.ndarray:
+        """(V,) float32, natural log of each word's probability without context."""
+        return self._log_probs[1 : 1 + len(self.words)]
+
+    @property
+    def has_unk(self) -> bool:
+        """Whether <unk> has a probability of its own, not ARPA's -99 or the -100 it gets (as in KenLM) if not listed."""
+        return bool(self.unigrams[UNK] > _NO_UNK / 2)
+
+    def score(self, states: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The probability of a word in each of n states, and the states after it.
+
+        states:  (n,) integers, each `start`, 0 (no word known) or returned from here.  words: (n,) ids, 0 to V - 1.
+        returns: (n,) float64, natural log p(word | state), and (n,) int64. Neither argument is checked.
+        """
+        # Row k: the context k back-offs away; the last row is the root, where every word is found.
+        contexts = np.zeros((self.order, len(words)), np.int64)
+        contexts[0] = states
+        for row in range(1, self.order - 1):
+            contexts[row] = self._suffixes[contexts[row - 1]]
+        wanted = contexts * len(self.words) + words
+        nodes = self._keys.searchsorted(wanted)
+        found = self._keys[nodes] == wanted
+        # Longer n-grams have higher nodes, so the highest is that of the longest n-gram found.
+        nodes *= found
+        paid = self._backoffs[contexts]
+        paid[np.logical_or.accumulate(found)] = 0.0
+        log_probs = paid.sum(axis=0, dtype=np.float64) + self._log_probs[nodes.max(axis=0)]
+        nodes *= nodes < len(self._backoffs)
+        return log_probs, nodes.max(axis=0)
+
+    def log_prob(self, words: Sequence[str], bos: bool = True, eos: bool = True) -> float:
+        """Natural log-probability of a sentence's words, after <s> if bos, and of </s> after them if eos."""
+        ids = self.ids([*words, SPECIAL_WORDS[EOS]] if eos else words)
+        return float(self._score_all(ids, np.array([len(ids)]), self.start if bos else 0).sum())
+
+    def perplexity(self, lines: Iterable[str]) -> Perplexity:
+        """The perplexity of a text, one sentence a line, words between white space; an empty line is a sentence too."""
+        words = sentences = oovs = 0
+        log_prob = oov_log_prob = 0.0
+        lines = iter(lines)
+        while batch := [line.split() for line in islice(lines, _BATCH)]:
+            ids = self.ids(word for sentence in batch for word in (*sentence, SPECIAL_WORDS[EOS]))
+            log_probs = self._score_all(ids, np.array([len(sentence) + 1 for sentence in batch]), self.start)
+            words += len(ids) - len(batch)
+            sentences += len(batch)
+            oovs += int(np.count_nonzero(ids == UNK))
+            log_prob += float(log_probs.sum())
+            oov_log_prob += float(log_probs[ids == UNK].sum())
+        return Perplexity(words, sentences, oovs, log_prob, oov_log_prob)
+
+    def _score_all(self, words: np.ndarray, lengths: np.ndarray, start: int) -> np.ndarray:
+        """The log-probability (n,) of each of n words, which are B sentences end to end; lengths: (B,) words.
+
+        All sentences advance by a word at a time; the longest come first, so that those still going on are a slice.
+        """
+        first = np.cumsum(lengths) - lengths
+        longest_first = np.argsort(-lengths, kind="stable")
+        first, lengths = first[longest_first], lengths[longest_first]
+        log_probs = np.empty(len(words))
+        states = np.full(len(lengths), start)
+        for position in range(lengths[0]):
+            going_on = np.searchsorted(-lengths, -position)
+            at = first[:going_on] + position
+            log_probs[at], states = self.score(states[:going_on], words[at])
+        return log_probs
+
+    @classmethod
+    def load(cls, path: str | Path) -> NgramModel:
+        """The model in a binary file (see `save`) or an ARPA file, plain or compressed by gzip; its first bytes tell.
+
+        Of a binary file the log-probabilities and back-offs stay where they are, mapped read-only and shared by all
+        processes that load it, so that it must not be changed in place; `save` never does.
+        raises: LmError, with the line for an ARPA file, if it is missing, cut short or not as described.
+        """
+        path = Path(path)
+        try:
+            with path.open("rb") as file:
+                head = file.read(len(_MAGIC))
+                file.seek(0)
+                if head == _MAGIC:
+                    return _read_binary(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                if head[:2] == _GZIP_MAGIC:
+                    with gzip.open(file) as unpacked:
+                        return _Arpa(path, io.BufferedReader(unpacked)).model()
+                return _Arpa(path, file).model()
+        except FileNotFoundError:
+            raise LmError(f"{path}: no such language model; check the path") from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise LmError(f"{path}: expected a whole gzip file, got one damaged or cut short ({error})") from None
+        except OSError as error:
+            raise LmError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the binary file, whole or not at all; half the size of memory, as keys follow from the rest.
+
+        The file, all numbers little-endian, each array at a multiple of 64 bytes:
+
+            magic                 8 bytes
+            version, header size  uint32 each
+            header                JSON: "counts" of the n-grams of each length, "vocabulary_bytes", and "info"
+            log_probs             float32, for the root (unused) and each node
+            backoffs              float32, for the root and each other context
+            words                 uint16, or uint32 from V = 65537 on: the last word of each n-gram longer than 1
+            child_counts          uint32, for each context but the root, whose children are the V unigrams
+            suffixes              int32, for each context of 3 words or more
+            vocabulary            UTF-8, one word a line
+
+        raises: LmError if it cannot be written, or `info` is nothing that JSON can hold.
+        """
+        vocabulary = _encoded(self.words)
+        fields = {"counts": self.counts, "vocabulary_bytes": len(vocabulary), "info": self.info}
+        try:
+            header = json.dumps(fields, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise LmError(f"expected an info that JSON can hold, got another ({error})") from None
+        if len(header) > _MAX_HEADER:
+            raise LmError(f"expected an info of less than {_MAX_HEADER} bytes as JSON, got {len(header)}")
+        parents, words = np.divmod(self._keys[1 + self.counts[0] : -1], self.counts[0])
+        arrays = {
+            "log_probs": self._log_probs,
+            "backoffs": self._backoffs,
+            "words": words,
+            "child_counts": np.bincount(parents, minlength=len(self._backoffs))[1:],
+            "suffixes": self._suffixes[1 + sum(self.counts[:2]) :],
+            "vocabulary": np.frombuffer(vocabulary, np.uint8),
+        }
+        with _replacing(Path(path)) as file:
+            file.write(_PREAMBLE.pack(_MAGIC, _VERSION, len(header)) + header)
+            for section in _sections(self.counts, len(header), len(vocabulary)):
+                file.write(bytes(section.offset - file.tell()))
+                file.write(arrays[section.name].astype(section.dtype, copy=False).data)
+
+    def write_arpa(self, path: str | Path) -> None:
+        """Write an ARPA file, whole or not at all, its n-grams sorted by word ids; compressed if its name ends in .gz.
+
+        raises: LmError if it cannot be written.
+        """
+        path = Path(path)
+        with _replacing(path) as file:
+            if path.suffix == ".gz":  # no name and no time inside: equal models make equal files
+                with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+                    packed.writelines(text.encode() for text in self._arpa())
+            else:
+                file.writelines(text.encode() for text in self._arpa())
+
+    def _arpa(self) -> Iterator[str]:
+        """The text of the ARPA file, in pieces of a few thousand lines. Nine digits tell all float32 apart."""
+        yield "\\data\\\n" + "".join(f"ngram {k}={count}\n" for k, count in enumerate(self.counts, 1))
+        end = 1
+        for k, count in enumerate(self.counts, start=1):
+            yield f"\n\\{k}-grams:\n"
+            start, end = end, end + count
+            for first in range(start, end, _BATCH):
+                nodes = np.arange(first, min(first + _BATCH, end))
+                columns = [
+                    [f"{x:.9g}" for x in (self._log_probs[nodes].astype(np.float64) / _LN10).tolist()],
+                    self._texts(nodes, k),
+                ]
+                if k < self.order:
+                    columns.append([f"{x:.9g}" for x in (self._backoffs[nodes].astype(np.float64) / _LN10).tolist()])
+                yield "".join("\t".join(row) + "\n" for row in zip(*columns, strict=True))
+        yield "\n\\end\\\n"
+
+    def _texts(self, nodes: np.ndarray, k: int) -> list[str]:
+        """The words of k-grams, given their nodes (n,): a key is the last word and the parent to go on from."""
+        ids = np.empty((len(nodes), k), np.int64)
+        for column in reversed(range(k)):
+            nodes, ids[:, column] = np.divmod(self._keys[nodes], len(self.words))
+        return [" ".join([self.words[i] for i in row]) for row in ids.tolist()]
+
+
+def _build(
+    words: Sequence[str], levels: Sequence[Level], name: Callable[[int, int], str], info: dict[str, Any]
+) -> NgramModel:
+    """`NgramModel.from_levels`; name(k, index) is how an error calls the k-gram at an index of its level."""
+    n_words = len(words)
+    if tuple(words[:3]) != SPECIAL_WORDS:
+        raise LmError(f"expected a vocabulary that starts with {' '.join(SPECIAL_WORDS)}, got {list(words[:3])}")
+    if n_words > MAX_WORDS or not 1 <= len(levels) <= MAX_ORDER:
+        raise LmError(
+            f"expected at most {MAX_WORDS} words and an order of 1 to {MAX_ORDER}, got {n_words} and {len(levels)}"
+        )
+    _encoded(words)
+    if sum(len(level.ngrams) for level in levels) > MAX_NGRAMS:
+        raise LmError(f"expected at most {MAX_NGRAMS} n-grams, got more: prune the model")
+
+    keys = np.array([_LOWEST, _HIGHEST])
+    all_log_probs, all_backoffs = [np.zeros(1, np.float32)], [np.zeros(1, np.float32)]  # the root's
+    all_suffixes = [np.zeros(1, np.int32)]
+    for k, level in enumerate(levels, start=1):
+        ngrams = np.asarray(level.ngrams, np.int64)
+        with np.errstate(over="ignore"):  # refused below
+            log_probs = np.asarray(level.log_probs, np.float32)
+            backoffs = np.asarray(np.zeros(len(ngrams)) if level.backoffs is None else level.backoffs, np.float32)
+        if ngrams.ndim != 2 or ngrams.shape[1] != k or not len(ngrams) == len(log_probs) == len(backoffs):
+            raise LmError(
+                f"expected {k}-grams (n, {k}) with n log-probabilities and back-offs, "
+                f"got the shapes {ngrams.shape}, {log_probs.shape}, {backoffs.shape}"
+            )
+
+        def refuse(wrong: np.ndarray | np.bool_, message: str, k: int = k) -> None:
+            """Name the first n-gram that is wrong, of (n,) bool."""
+            if wrong.any():
+                raise LmError(f"{name(k, int(wrong.argmax()))}: {message}")
+
+        refuse(((ngrams < 0) | (ngrams >= n_words)).any(axis=1), f"expected word ids from 0 to {n_words - 1}")
+        refuse(~(np.isfinite(log_probs) & (log_probs <= _SLACK)), "expected a finite log-probability of at most 0")
+        refuse(~np.isfinite(backoffs), "expected a finite back-off")
+        if k == len(levels):
+            refuse(backoffs != 0, f"expected no back-off for a {k}-gram, the longest of the model")
+        parents = _find(keys, n_words, ngrams[:, :-1])
+        refuse(parents < 0, f"expected its first {k - 1} words to be a {k - 1}-gram too; add it, or prune this one")
+        level_keys = parents * n_words + ngrams[:, -1]
+        order = np.argsort(level_keys, kind="stable")
+        level_keys = level_keys[order]
+        twice = np.zeros(len(order), bool)
+        twice[order[1:]] = level_keys[1:] == level_keys[:-1]
+        refuse(twice, f"expected each {k}-gram once, this one stands there twice")
+        if k == 1 and len(ngrams) != n_words:
+            lacking = words[np.setdiff1d(np.arange(n_words), level_keys)[0]]
+            raise LmError(f"expected each word as a 1-gram, {lacking!r} is none")
+
+        all_log_probs.append(log_probs[order])
+        if k < len(levels):
+            all_backoffs.append(backoffs[order])
+            all_suffixes.append(_longest_suffixes(keys, n_words, ngrams[order]).astype(np.int32))
+        keys = np.concatenate([keys[:-1], level_keys, keys[-1:]])
+    log_probs = np.concatenate(all_log_probs)
+    log_probs[1 + BOS] = _NEVER
+    counts = tuple(len(level.ngrams) for level in levels)
+    return NgramModel(
+        list(words), counts, keys, log_probs, np.concatenate(all_backoffs), np.concatenate(all_suffixes), info
+    )
+
+
+def _find(keys: np.ndarray, n_words: int, ngrams: np.ndarray) -> np.ndarray:
+    """The nodes (n,) of n-grams (n, k), -1 for those not listed; the root for k = 0."""
+    nodes = np.zeros(len(ngrams), np.int64)
+    for words in ngrams.T:
+        wanted = nodes * n_words + words  # below 0, where no key is, once a node is -1
+        nodes = keys.searchsorted(wanted)
+        nodes[keys[nodes] != wanted] = -1
+    return nodes
+
+
+def _longest_suffixes(keys: np.ndarray, n_words: int, ngrams: np.ndarray) -> np.ndarray:
+    """The node (n,) of the longest proper suffix that is listed of each n-gram (n, k).
+
+    It has k - 1 words in a model as it was estimated; SRILM's pruning may leave an n-gram and take its suffix.
+    """
+    nodes = np.zeros(len(ngrams), np.int64)
+    for length in range(1, ngrams.shape[1]):
+        longer = _find(keys, n_words, ngrams[:, -length:])
+        nodes = np.where(longer > 0, longer, nodes)
+    return nodes
+
+
+def _encoded(words: Sequence[str]) -> bytes:
+    """The vocabulary as lines of UTF-8. raises: LmError for a word that a line cannot hold, or that stands there twice."""
+    try:
+        data = "\n".join(words).encode()
+    except UnicodeEncodeError as error:
+        raise LmError(
+            f"expected words of Unicode text, got half a surrogate pair: {error.object[error.start]!r}"
+        ) from None
+    lines = data.split(b"\n")
+    if len(lines) != len(words) or lines != data.split():
+        wrong = next(word for word in words if [word.encode()] != word.encode().split())
+        raise LmError(f"expected words without white space, got {wrong!r}")
+    if len(set(lines)) != len(lines):
+        raise LmError("expected each word once in the vocabulary; remove the repeated ones")
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """Where an array of the binary file stands. offset: bytes."""
+
+    name: str
+    dtype: str
+    count: int
+    offset: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.count * np.dtype(self.dtype).itemsize
+
+
+def _sections(counts: Sequence[int], header_bytes: int, vocabulary_bytes: int) -> list[_Section]:
+    """The arrays of the binary file, as `NgramModel.save` describes them; no size is taken from the file but these."""
+    n_nodes, n_contexts = 1 + sum(counts), 1 + sum(counts[:-1])
+    sections: list[_Section] = []
+    end = _PREAMBLE.size + header_bytes
+    for name, dtype, count in (
+        ("log_probs", "<f4", n_nodes),
+        ("backoffs", "<f4", n_contexts),
+        ("words", "<u2" if counts[0] <= 1 << 16 else "<u4", n_nodes - 1 - counts[0]),
+        ("child_counts", "<u4", n_contexts - 1),
+        ("suffixes", "<i4", sum(counts[2:-1])),
+        ("vocabulary", "u1", vocabulary_bytes),
+    ):
+        sections.append(_Section(name, dtype, count, -(-end // _ALIGNMENT) * _ALIGNMENT))
+        end = sections[-1].end
+    return sections
+
+
+def _read_binary(path: Path, data: mmap.mmap) -> NgramModel:
+    """The model of a binary file. Nothing is believed: a wrong number would be an index out of range, or an endless loop.
+
+    raises: LmError.
+    """
+
+    def check(right: object, message: str) -> None:
+        if not right:
+            raise LmError(f"{path}: {message}; it is damaged, build or copy it again")
+
+    check(len(data) >= _PREAMBLE.size, f"expected a language model, got {len(data)} bytes")
+    _, version, header_bytes = _PREAMBLE.unpack_from(data)
+    if version != _VERSION:
+        raise LmError(
+            f"{path}: expected version {_VERSION} of the file, got {version}: build it again with this program"
+        )
+    check(header_bytes <= _MAX_HEADER, f"expected a header of at most {_MAX_HEADER} bytes, got {header_bytes}")
+    try:
+        header: Any = json.loads(data[_PREAMBLE.size : _PREAMBLE.size + header_bytes])
+    except (ValueError, RecursionError):
+        header = None
+    check(isinstance(header, dict), "expected a header of JSON, got something else")
+    counts, vocabulary_bytes, info = (header.get(key) for key in ("counts", "vocabulary_bytes", "info"))
+    check(
+        isinstance(counts, list)
+        and 1 <= len(counts) <= MAX_ORDER
+        and all(type(count) is int and 0 <= count <= MAX_NGRAMS for count in [*counts, vocabulary_bytes])
+        and len(SPECIAL_WORDS) <= counts[0] <= MAX_WORDS
+        and sum(counts) <= MAX_NGRAMS
+        and isinstance(info, dict),
+        f"expected counts of n-grams, the size of the vocabulary and an info in the header, got {str(header)[:80]}",
+    )
+    sections = _sections(counts, header_bytes, vocabulary_bytes)
+    for section in sections:  # before any is allocated for: a short file may claim the moon
+        check(section.end <= len(data), f"expected {section.end} bytes with its {section.name}, got {len(data)}")
+    check(sections[-1].end == len(data), f"expected {sections[-1].end} bytes, got {len(data)}")
+    log_probs, backoffs, last_words, child_counts, stored_suffixes, vocabulary = (
+        np.frombuffer(data, section.dtype, section.count, section.offset) for section in sections
+    )
+    n_words, n_contexts = counts[0], len(backoffs)
+
+    check(np.isfinite(log_probs).all() and log_probs.max() <= _SLACK, "expected log-probabilities, got other numbers")
+    check(np.isfinite(backoffs).all(), "expected finite back-offs, got others")
+    first = 1 + np.cumsum([0, *counts])  # each level's first node
+    for k in range(1, len(counts)):
+        children = child_counts[first[k - 1] - 1 : first[k] - 1].sum(dtype=np.int64)
+        check(children == counts[k], f"expected {counts[k]} {k + 1}-grams, got {children} below the {k}-grams")
+        suffixes = stored_suffixes[first[k - 1] - first[2] : first[k] - first[2]] if k > 2 else stored_suffixes[:0]
+        check(((suffixes > 0) & (suffixes < first[k - 1])).all(), f"expected the suffixes of {k}-grams to be shorter")
+    check((last_words < n_words).all(), f"expected word ids below {n_words}, got one above")
+    keys = np.empty(len(log_probs) + 1, np.int64)
+    keys[0], keys[-1] = _LOWEST, _HIGHEST
+    keys[1 : 1 + n_words] = np.arange(n_words)
+    keys[1 + n_words : -1] = np.repeat(np.arange(1, n_contexts) * n_words, child_counts) + last_words
+    check((keys[1:] > keys[:-1]).all(), "expected the n-grams in order, got some out of it")
+    # A word's suffix is the root and that of two words the last one; those at the end are of no context at low orders.
+    derived = [np.zeros(1 + n_words, np.int32), 1 + last_words[: sum(counts[1:2])].astype(np.int32)]
+    suffixes = np.concatenate([*derived, stored_suffixes])[:n_contexts]
+
+    try:
+        words = vocabulary.tobytes().decode().split("\n")
+    except UnicodeDecodeError:
+        words = []
+    check(len(words) == n_words, f"expected {n_words} words of UTF-8, got {len(words) or 'something else'}")
+    check(tuple(words[:3]) == SPECIAL_WORDS, f"expected a vocabulary that starts with {' '.join(SPECIAL_WORDS)}")
+    model = NgramModel(words, tuple(counts), keys, log_probs, backoffs, suffixes, info)
+    check(len(model._ids) == n_words, "expected each word once in the vocabulary")
+    return model
+
+
+class _Arpa:
+    r"""An ARPA file, read once from its first line to \end\. All its errors name the line.
+
+    Lines stay bytes: their white space is ASCII's, words may hold any other; and only the unigrams need decoding.
+    """
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self._path = path
+        self._file = file
+        self._line = 0
+        self._rows = self._read_rows()
+        self._ids = {word.encode(): number for number, word in enumerate(SPECIAL_WORDS)}
+
+    def model(self) -> NgramModel:
+        while next(self._rows) != _DATA:  # anything may stand before
+            pass
+        counts, heading = self._counts()
+        levels, lines = [], []
+        for k, count in enumerate(counts, start=1):
+            if heading != [rb"\%d-grams:" % k]:
+                self._fail(rf"expected \{k}-grams:, got {_shown(heading)}")
+            level, level_lines, heading = self._level(k, count)
+            levels.append(level)
+            lines.append(level_lines)
+        if heading != _END:
+            self._fail(rf"expected \end\, got {_shown(heading)}")
+        words = [word.decode() for word in self._ids]
+        return _build(words, levels, lambda k, index: f"{self._path}:{lines[k - 1][index]}", {})
+
+    def _counts(self) -> tuple[list[int], list[bytes]]:
+        """The lines `ngram 1=64000` and so on, and the row that ends them."""
+        counts: list[int] = []
+        for row in self._rows:
+            if row[0].startswith(b"\\"):
+                break
+            match = re.fullmatch(rb"ngram(-?\d{1,9})=(\d{1,18})", b"".join(row))
+            if not match:
+                self._fail(f"expected a count such as 'ngram 1=64000', got {_shown(row)}")
+            k, count = int(match[1]), int(match[2])
+            if k != len(counts) + 1 or k > MAX_ORDER:
+                self._fail(
+                    f"expected the count of {len(counts) + 1}-grams, at most {MAX_ORDER}-grams, got {_shown(row)}"
+                )
+            counts.append(count)
+            if counts[0] > MAX_WORDS or sum(counts) > MAX_NGRAMS:
+                self._fail(f"expected at most {MAX_WORDS} words and {MAX_NGRAMS} n-grams, got {_shown(row)}")
+        if not counts:
+            self._fail(f"expected a count such as 'ngram 1=64000', got {_shown(row)}")
+        return counts, row
+
+    def _level(self, k: int, count: int) -> tuple[Level, array[int], list[bytes]]:
+        """A section's n-grams, the line of each, and the row that ends it."""
+        ids, log_probs, backoffs, lines = array("i"), array("d"), array("d"), array("q")
+        for row in self._rows:
+            if row[0].startswith(b"\\"):
+                break
+            if len(lines) == count:
+                self._fail(rf"expected {count} {k}-grams as \data\ says, got another")
+            if not k + 1 <= len(row) <= k + 2:
+                self._fail(f"expected a log-probability, {k} words and at most a back-off, got {_shown(row)}")
+            if k == 1:
+                self._learn(row[1])
+            try:
+                log_probs.append(float(row[0]) * _LN10)
+                backoffs.append(float(row[k + 1]) * _LN10 if len(row) == k + 2 else 0.0)
+                ids.extend([self._ids[word] for word in row[1 : k + 1]])
+            except ValueError:
+                self._fail(f"expected a number before and after {k} words, got {_shown(row)}")
+            except KeyError as error:
+                self._check_text(error.args[0])
+                self._fail(f"expected the words of a {k}-gram to be 1-grams, {_shown(error.args)} is none")
+            lines.append(self._line)
+        if len(lines) != count:
+            self._fail(rf"expected {count} {k}-grams as \data\ says, got {len(lines)}")
+        if k == 1:
+            for word in (BOS, EOS):
+                if word not in ids:
+                    self._fail(
+                        f"expected {SPECIAL_WORDS[word]} among the 1-grams; estimate the model with sentence ends"
+                    )
+            if UNK not in ids:
+                ids.append(UNK)
+                log_probs.append(_NO_UNK)
+                backoffs.append(0.0)
+                lines.append(self._line)
+        return Level(np.array(ids).reshape(-1, k), np.array(log_probs), np.array(backoffs)), lines, row
+
+    def _learn(self, word: bytes) -> None:
+        if word not in self._ids:
+            self._check_text(word)
+            self._ids[word] = len(self._ids)
+
+    def _read_rows(self) -> Iterator[list[bytes]]:
+        """The fields of each line that is not empty. The end of the file is an error: the model ends before it."""
+        data_seen = False
+        while line := self._file.readline(_MAX_LINE + 1):
+            self._line += 1
+            if len(line) > _MAX_LINE:
+                self._fail(f"expected lines of at most {_MAX_LINE} bytes, got a longer one")
+            if self._line == 1:
+                line = line.removeprefix(_BYTE_ORDER_MARK)
+            # Some toolkits write <UNK>, which KenLM also takes for <unk>.
+            if row := line.replace(b"<UNK>", b"<unk>").split():
+                data_seen |= row == _DATA
+                yield row
+        if data_seen:
+            self._fail(r"expected \end\, got the end of the file: it is cut short, copy it again")
+        self._fail(r"expected a language model, ARPA or binary, got a file without a line \data\; check the path")
+
+    def _check_text(self, word: bytes) -> None:
+        try:
+            word.decode()
+        except UnicodeDecodeError as error:
+            self._fail(
+                f"expected UTF-8, got byte 0x{error.object[error.start]:02x} in {_shown([word])}; convert the file"
+            )
+
+    def _fail(self, message: str) -> NoReturn:
+        raise LmError(f"{self._path}:{max(self._line, 1)}: {message}")
+
+
+def _shown(row: Iterable[bytes]) -> str:
+    return repr(b" ".join(row)[:60].decode("utf-8", "backslashreplace"))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` once it is written, or leaves things as they were. raises: LmError."""
+    temporary = path.with_name(path.name + ".part")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise LmError(f"{path}: cannot be written: {error.strerror or error}") from None

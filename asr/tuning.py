@@ -1,0 +1,137 @@
+"""Finding how much to heed a language model, on recordings whose texts are known: weights, bonus, confidences.
+
+The network runs once; every trial decodes its log-probabilities again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+
+from asr import confidence, ctc, onnxfile
+from asr.confidence import Calibration
+from asr.decoder import Decoder
+from asr.fusion import Decoding
+from asr.lm import NgramModel
+from asr.tokens import Tokens
+from asr.transcript import words_of, write_bytes
+
+_FIRST_STEPS = {"lm_weight": 0.3, "word_bonus": 1.0, "unknown": 4.0}
+_ROUNDS = 4  # with half the steps each
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An utterance of the dev set. log_probs: (T, V); reference: its normalised text."""
+
+    log_probs: np.ndarray
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One setting, and the errors with it: words and characters, as shares of those in the references."""
+
+    decoding: Decoding
+    wer: float
+    cer: float
+
+    def __str__(self) -> str:
+        weights = ",".join(
+            f"{name}={'never' if value is None else value}" for name, value in asdict(self.decoding).items()
+        )
+        return f"--decoding {weights}: WER {self.wer:.2%}, CER {self.cer:.2%}"
+
+
+def search(
+    examples: Sequence[Example],
+    tokens: Tokens,
+    lm: NgramModel,
+    *,
+    beam: int,
+    start: Decoding,
+    progress: Callable[[Trial], None] = lambda trial: None,
+) -> Trial:
+    """The trial with the lowest WER, then the lowest CER, of a compass search from `start`; progress is told of each.
+
+    Each round goes along each setting for as long as that helps, then halves its steps. Few trials, no randomness, and
+    too coarse to fit the noise of a small dev set.
+    """
+    trials: dict[Decoding, Trial] = {}
+
+    def attempt(decoding: Decoding) -> Trial:
+        if decoding not in trials:
+            decoder = Decoder(tokens, beam=beam, lm=lm, decoding=decoding)
+            trials[decoding] = Trial(decoding, *error_rates(examples, decoder))
+            progress(trials[decoding])
+        return trials[decoding]
+
+    best = attempt(start)
+    for step_share in 0.5 ** np.arange(_ROUNDS):
+        moved = True
+        while moved:
+            moved = False
+            for name, step in _FIRST_STEPS.items():
+                for sign in (1, -1):
+                    value = getattr(best.decoding, name)
+                    if value is None:  # a closed vocabulary stays closed
+                        continue
+                    value = round(float(value + sign * step * step_share), 4)
+                    if (name == "lm_weight" and value <= 0) or (name == "unknown" and value > 0):
+                        continue
+                    trial = attempt(replace(best.decoding, **{name: value}))
+                    if (trial.wer, trial.cer) < (best.wer, best.cer):
+                        best, moved = trial, True
+    return best
+
+
+def error_rates(examples: Sequence[Example], decoder: Decoder) -> tuple[float, float]:
+    """WER and CER of a decoder, as shares of the words and characters of the references."""
+    errors, lengths = np.zeros(2, int), np.zeros(2, int)
+    for example in examples:
+        found = decoder.texts(decoder(example.log_probs), 1)
+        text = found[0][0] if found else ""
+        sides = ((example.reference.split(), text.split()), (list(example.reference), list(text)))
+        for i, (reference, hypothesis) in enumerate(sides):
+            errors[i] += Levenshtein.distance(reference, hypothesis)
+            lengths[i] += len(reference)
+    wer, cer = (errors / np.maximum(lengths, 1)).tolist()
+    return wer, cer
+
+
+def calibrate(examples: Sequence[Example], decoder: Decoder) -> Calibration:
+    """The confidences' calibration for a decoder. raises: ConfidenceError if there is too little to learn from."""
+    share, letters, right = signs(examples, decoder)
+    return confidence.fit(share, letters, right)
+
+
+def signs(examples: Sequence[Example], decoder: Decoder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each recognised word: its share in the beam, its weakest letter's posterior, whether it is right. (n,) each."""
+    share: list[float] = []
+    letters: list[float] = []
+    right: list[bool] = []
+    for example in examples:
+        found = decoder(example.log_probs)
+        if not found:
+            continue
+        spans = zip(found[0].token_ids, ctc.align(example.log_probs, found[0].token_ids), strict=True)
+        words = words_of(spans, decoder.tokens, 1.0)
+        share += decoder.shares(found)
+        letters += [word.confidence for word in words]
+        right += confidence.right_words(example.reference, " ".join(word.text for word in words)).tolist()
+    return np.array(share), np.array(letters), np.array(right, bool)
+
+
+def store(path: Path, decoding: Decoding | None, calibrations: dict[str, Calibration]) -> None:
+    """Write the settings into a model's file, whole or not at all; calibrations by kind of decoding replace their own."""
+    data = onnxfile.read(path)
+    card = json.loads(onnxfile.metadata(data, "asr"))
+    if decoding is not None:
+        card["decoding"] = asdict(decoding)
+    card["calibration"] = card.get("calibration", {}) | {kind: asdict(one) for kind, one in calibrations.items()}
+    write_bytes(path, onnxfile.with_metadata(data, "asr", json.dumps(card, ensure_ascii=False)), overwrite=True)
