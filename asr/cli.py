@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from asr.batch import Job
+    from asr.lm import NgramModel
     from asr.manifest import Utterance
     from asr.metrics import Scored
     from asr.recognizer import Recognizer
@@ -94,7 +95,8 @@ def transcribe(
     from time import perf_counter
 
     from asr import batch
-    from asr.recognizer import Recognizer, find_model
+    from asr.network import find_model
+    from asr.recognizer import Recognizer
     from asr.transcript import WRITERS
 
     kinds = list(dict.fromkeys(formats.split(",")))
@@ -229,19 +231,21 @@ def evaluate(
     from asr import confidence, metrics
     from asr.manifest import read
     from asr.recognizer import Recognizer
-    from asr.transcript import write
+    from asr.transcript import write, write_bytes
 
     for wrong, option, message in (
         (plot is not None and not calibration, "--plot", "shows the confidences: --calibration"),
+        (plot is not None and plot.suffix != ".png", "--plot", "expected a file's name that ends in .png"),
         (decoding is not None and lm is None, "--decoding", "steers a language model: --lm FILE"),
         (reject is not None and grammar is None, "--reject", "is for a grammar: --grammar FILE"),
     ):
         if wrong:
             raise typer.BadParameter(message, param_hint=option)
-    if output is not None:  # before the work, which may take hours
-        if os.path.exists(output) and not overwrite:  # noqa: PTH110 (Path.exists raises where a name is too long)
-            raise AsrError(f"{output}: the file exists already; use --overwrite, or name another")
-        _make_folder(output.parent)
+    for wanted in (output, plot):
+        if wanted is not None:
+            _refuse_existing(wanted, overwrite)
+    if plot is not None:
+        from asr.training import plots
     console = Console(stderr=True)
     utterances = read(manifest)
     model = _as_onnx(model)
@@ -268,10 +272,9 @@ def evaluate(
         if calibration:
             reliable.render(Console())
     if plot is not None:
-        from asr.training import plots
-
         title = f"{recognizer.name}: {len(sure)} words, expected calibration error {reliable.error:.3f}"
-        plots.reliability(plot, title, reliable.counts, reliable.confidence, reliable.accuracy)
+        picture = plots.reliability(title, reliable.counts, reliable.confidence, reliable.accuracy)
+        write_bytes(plot, picture, overwrite=overwrite)
     speed = sum(one.duration_s for one in scored) / max(spent, 1e-9)
     console.print(f"decoded at {speed:.0f} x real time, reading included", highlight=False)
     if output is not None:
@@ -322,7 +325,8 @@ def info(
     """What a model file is: vocabulary, features, network, training, licence, figures."""
     import json
 
-    from asr.recognizer import Recognizer, find_model
+    from asr.network import find_model
+    from asr.recognizer import Recognizer
 
     path = find_model(_as_onnx(model))
     card = Recognizer(path).card
@@ -358,6 +362,8 @@ def info(
         "vocabulary": f"{len(card['tokens'])} tokens: {''.join(card['tokens'][1:])!r}",
         **{key.replace("_", " "): value for key, value in part(card, "training").items()},
         **{key: percentages(value) for key, value in part(card, "figures").items()},
+        "decoding": ", ".join(f"{name} {'never' if x is None else x}" for name, x in part(card, "decoding").items()),
+        "calibrated for": ", ".join(part(card, "calibration")),
         "written by": filled("asr {version}, ", card) + f"schema {card['schema']}",
     }
     rows = {_line(key): _line(value) for key, value in rows.items() if value not in (None, "")}
@@ -455,9 +461,12 @@ def tune(
     from asr.confidence import Calibration, ConfidenceError
     from asr.decoder import Decoder
     from asr.manifest import read
-    from asr.recognizer import Recognizer, find_model
+    from asr.network import find_model
+    from asr.recognizer import Recognizer
     from asr.text import normaliser
 
+    if closed and lm is None:
+        raise typer.BadParameter("is for a language model: --lm FILE", param_hint="--closed")
     path = find_model(model)
     recognizer = Recognizer(path, beam=beam, lm=lm, decoding={"unknown": None} if closed else None)
     _note_unspelt(recognizer)
@@ -534,35 +543,66 @@ def lm_train(
         raise typer.BadParameter(
             f"expected whole numbers such as '0 0 1', got {prune!r}", param_hint="--prune"
         ) from None
-    if output.exists() and not overwrite:
-        raise AsrError(f"{output}: the file exists already; use --overwrite, or name another")
-    _make_folder(output.parent)
+    _refuse_existing(output, overwrite)
     chosen = normaliser(normalise)
     without = lmtext.Without(lmtext.lines(exclude or [], chosen))
     with _interruptible():
         lines = without(lmtext.lines(texts, chosen))
         if characters:
             lines = map(fusion.spell, lines)
-        model = kneserney.train(
-            lines,
-            order=order,
-            vocabulary_size=vocab,
-            alphabet=alphabet,
-            prune=thresholds,
-            entropy=entropy,
-            progress=_note,
-        )
-        if exclude:
-            _note(
-                f"{without.dropped} lines share {lmtext.OVERLAP} words in a row with held-out texts, and were left out"
+            alphabet = alphabet and alphabet.replace(" ", fusion.SPACE)
+        try:
+            model = kneserney.train(
+                lines,
+                order=order,
+                vocabulary_size=vocab,
+                alphabet=alphabet,
+                prune=thresholds,
+                entropy=entropy,
+                progress=_note,
             )
+        finally:  # also where nothing was left
+            if exclude:
+                _note(
+                    f"{without.dropped} lines equal a held-out text or share {lmtext.OVERLAP} words in a row with one, "
+                    "and were left out"
+                )
         model.info |= {"texts": [path.name for path in texts], "normaliser": normalise}
-        if output.name.endswith((".arpa", ".arpa.gz")):
-            model.write_arpa(output)
-        else:
-            model.save(output)
-    counts = ", ".join(f"{count} {n}-grams" for n, count in enumerate(model.counts, 1))
-    _note(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {counts}")
+        _write_lm(model, output)
+
+
+@lm_app.command("mix", epilog="Example: `asr lm mix books.lm ours.lm -o english.lm --tune data/dev.jsonl`")
+def lm_mix(
+    general: Annotated[
+        Path, typer.Argument(help="A language model, such as of much general text.", show_default=False)
+    ],
+    special: Annotated[Path, typer.Argument(help="Another, such as of few but fitting texts.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The file to write; .arpa or .arpa.gz for that format.", show_default=False
+        ),
+    ],
+    share: Annotated[float, typer.Option(help="Of the second one, from 0 to 1.", min=0, max=1)] = 0.3,
+    tune: Annotated[
+        Path | None, typer.Option(help="Find the share that suits this text or manifest best; never a test set.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """One language model of two, each with its share of every probability."""
+    from asr import lmtext, mixing
+    from asr.lm import NgramModel
+    from asr.text import normaliser
+
+    _refuse_existing(output, overwrite)
+    a, b = NgramModel.load(general), NgramModel.load(special)
+    with _interruptible():
+        if tune is not None:
+            share = mixing.best_share(a, b, lmtext.lines([tune], normaliser(str(a.info.get("normaliser", "english")))))
+            _note(f"share {share:.3f}")
+        model = mixing.mix(a, b, share)
+        model.info["normaliser"] = a.info.get("normaliser", "english")
+        _write_lm(model, output)
 
 
 @lm_app.command("perplexity", epilog="Example: `asr lm perplexity english.lm data/dev.jsonl`")
@@ -579,12 +619,18 @@ def lm_perplexity(
     from asr.text import normaliser
 
     loaded = NgramModel.load(model)
-    lines = lmtext.lines(texts, normaliser(normalise or str(loaded.info.get("normaliser", "english"))))
+    read = lmtext.lines(texts, normaliser(normalise or str(loaded.info.get("normaliser", "english"))))
+    lines: Iterator[str] = filter(None, read)  # as for asr lm train, an empty line is no sentence
     if fusion.is_character_model(loaded):
         lines = map(fusion.spell, lines)
     with _interruptible():
         found = loaded.perplexity(lines)
-    _print(f"{found}\n")
+    if not found.sentences:
+        raise AsrError(f"{', '.join(map(str, texts))}: expected a text, got no words")
+    _print(
+        f"perplexity {found.including_oovs:.1f}, without unknown words {found.excluding_oovs:.1f}; "
+        f"{found.words} words in {found.sentences} sentences, {found.oovs} unknown\n"
+    )
 
 
 @lm_app.command("info", epilog="Example: `asr lm info english.lm`")
@@ -597,7 +643,7 @@ def lm_info(model: Annotated[Path, typer.Argument(help="A language model.", show
     rows |= {_line(key.replace("_", " ")): _line(value) for key, value in loaded.info.items()}
     rows |= {
         "file": f"{_line(model)} ({model.stat().st_size / 1e6:.1f} MB)",
-        "words": " ".join(map(_line, loaded.words[3:13])) + " ...",
+        "vocabulary": " ".join(map(_line, loaded.words[3:13])) + " ..." * (len(loaded.words) > 13),
     }
     width = max(map(len, rows))
     _print("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()))
@@ -615,6 +661,7 @@ def main() -> None:
             "torch": "train",
             "torchaudio": "train",
             "lightning": "train",
+            "matplotlib": "train",
             "onnx": "train",
             "safetensors": "train",
         }
@@ -638,12 +685,16 @@ def _steering(
     beam: int, lm: str | None, decoding: str | None, hotwords: Path | None, grammar: Path | None, reject: float | None
 ) -> dict[str, Any]:
     """What the options say, as arguments of a Recognizer."""
+    from dataclasses import fields
+
+    from asr.fusion import Decoding
+
+    known = [field.name for field in fields(Decoding)]
     weights: dict[str, float | None] = {}
     for part in (decoding or "").split(",") if decoding else []:
         name, _, value = part.partition("=")
-        if name not in ("lm_weight", "word_bonus", "unknown"):
-            hint = nearest(name, ["lm_weight", "word_bonus", "unknown"])
-            raise typer.BadParameter(f"'{part}': expected NAME=NUMBER; {hint}", param_hint="--decoding")
+        if name not in known:
+            raise typer.BadParameter(f"'{part}': expected NAME=NUMBER; {nearest(name, known)}", param_hint="--decoding")
         try:
             weights[name] = None if (name, value) == ("unknown", "never") else float(value)
         except ValueError:
@@ -759,6 +810,22 @@ def _print(text: str) -> None:
         raise typer.Exit(1) from None
 
 
+def _refuse_existing(output: Path, overwrite: bool) -> None:
+    """Before the work, which may take hours."""
+    if os.path.exists(output) and not overwrite:  # noqa: PTH110 (Path.exists raises where a name is too long)
+        raise AsrError(f"{output}: the file exists already; use --overwrite, or name another")
+    _make_folder(output.parent)
+
+
+def _write_lm(model: NgramModel, output: Path) -> None:
+    if output.name.endswith((".arpa", ".arpa.gz")):
+        model.write_arpa(output)
+    else:
+        model.save(output)
+    counts = ", ".join(f"{count} {n}-grams" for n, count in enumerate(model.counts, 1))
+    _note(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {counts}")
+
+
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -770,7 +837,7 @@ def _make_folder(folder: Path) -> None:
 
 def _as_onnx(model: str) -> str:
     """A run folder stands for its model, exported beside it where that has not been done yet. A model's name goes first."""
-    from asr.recognizer import models
+    from asr.network import models
 
     run = Path(model)
     settings, weights, exported = run / "config.yaml", run / "model.safetensors", run / "model.onnx"

@@ -95,9 +95,10 @@ class Reliability:
 
     def to_json(self) -> dict[str, Any]:
         """expected_calibration_error, and of each bin with words: from, to, words, confidence, accuracy."""
-        rows = zip(self.edges, self.edges[1:], self.counts, self.confidence, self.accuracy, strict=False)
+        parts = (self.edges, self.edges[1:], self.counts, self.confidence, self.accuracy)
+        rows = zip(*(part.round(4).tolist() for part in parts), strict=False)
         names = ("from", "to", "words", "confidence", "accuracy")
-        bins = [dict(zip(names, (round(float(value), 4) for value in row), strict=True)) for row in rows if row[2]]
+        bins = [dict(zip(names, row, strict=True)) for row in rows if row[2]]
         return {"expected_calibration_error": round(self.error, 4), "bins": bins}
 
     def render(self, console: Console) -> None:
@@ -107,8 +108,8 @@ class Reliability:
             self.edges, self.edges[1:], self.counts, self.confidence, self.accuracy, strict=False
         ):
             if count:
-                bar = ["█"] * round(accuracy * 40) + [" "] * (41 - round(accuracy * 40))
-                bar[round(confidence * 40)] = "│"
+                bar = ["█"] * round(accuracy * 30) + [" "] * (31 - round(accuracy * 30))
+                bar[round(confidence * 30)] = "│"
                 console.print(
                     f"{low:4.0%} to {high:4.0%}  {''.join(bar)} {accuracy:4.0%} of {count} right, said {confidence:4.0%}",
                     highlight=False,

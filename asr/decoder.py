@@ -14,6 +14,7 @@ from asr.fusion import Decoding, scorer
 from asr.grammar import Grammar
 from asr.hotwords import HotWords
 from asr.lm import NgramModel
+from asr.rescoring import RecurrentLm, Rescorer
 from asr.tokens import Tokens
 from asr.transcript import Word, words_of
 
@@ -29,6 +30,7 @@ class Decoder:
     tokens:      the network's vocabulary.
     beam:        prefixes kept by the search; 1 without anything to steer it is greedy decoding.
     lm:          a word or character n-gram model, heeded as `decoding` says.
+    neural:      a recurrent language model, mixed into `lm` to rank anew what the search ends with.
     hotwords:    phrase -> boost, normalised as the recogniser's texts.
     grammar:     restricts the text to its sentences.
     reject:      with a grammar, how much less probable than the best free text a sentence may be, in nats a letter, before
@@ -43,6 +45,7 @@ class Decoder:
         beam: int = 16,
         lm: NgramModel | None = None,
         decoding: Decoding | None = None,
+        neural: RecurrentLm | None = None,
         hotwords: Mapping[str, float] | None = None,
         grammar: Grammar | None = None,
         reject: float | None = None,
@@ -50,15 +53,18 @@ class Decoder:
     ) -> None:
         self.tokens = tokens
         self.beam = beam
+        self._grammar = grammar
         self._reject = reject
         self._calibration = calibration
         self.scorers: list[ctc.Scorer] = []
         self.unspelt: list[str] = []  # words of the language model that the tokens cannot spell
         if lm is not None:
-            names = {word for phrase in hotwords or {} for word in phrase.split()}
+            # What is to be discouraged stays as unwelcome to the model as it is.
+            names = {word for phrase, weight in (hotwords or {}).items() if weight > 0 for word in phrase.split()}
             fused = scorer(lm, tokens, decoding or Decoding(), names)
             self.unspelt = fused.unspelt
             self.scorers.append(fused)
+        self._rescorer = None if neural is None else Rescorer(neural, lm, decoding or Decoding())
         if hotwords:
             self.scorers.append(HotWords(hotwords, tokens))
         if grammar is not None:
@@ -71,6 +77,13 @@ class Decoder:
         found = ctc.beam(
             log_probs, self.beam, self.beam, self.scorers, token_floor=_TOKEN_FLOOR, score_range=_SCORE_RANGE
         )
+        if not found and self._grammar is None:
+            # A closed vocabulary, and a word outside it that leaves no likely way on: then the unlikely ones count too.
+            found = ctc.beam(log_probs, self.beam, self.beam, self.scorers)
+        if self._rescorer is not None:
+            gains = self._rescorer([self._text(hypothesis) for hypothesis in found])
+            found = [replace(one, score=one.score + gain) for one, gain in zip(found, gains.tolist(), strict=True)]
+            found.sort(key=lambda one: -one.score)
         if found and self._reject is not None:
             free = ctc.greedy(log_probs)
             letters = max(len(found[0].token_ids), len(free.token_ids), 1)
@@ -78,12 +91,21 @@ class Decoder:
                 return []
         return found
 
+    def search(self) -> ctc.BeamSearch:
+        """A beam search that takes its frames in pieces, steered alike; without rejection and rescoring."""
+        return ctc.BeamSearch(
+            len(self.tokens), self.beam, self.scorers, token_floor=_TOKEN_FLOOR, score_range=_SCORE_RANGE
+        )
+
     def texts(self, found: Sequence[ctc.Hypothesis], n_best: int) -> tuple[tuple[str, float], ...]:
         """The n_best different texts of hypotheses, each with its score; words are parted by single spaces."""
         texts: dict[str, float] = {}
         for hypothesis in found:
-            texts.setdefault(" ".join(self.tokens.decode(hypothesis.token_ids).split()), hypothesis.score)
+            texts.setdefault(self._text(hypothesis), hypothesis.score)
         return tuple(islice(texts.items(), n_best))
+
+    def _text(self, hypothesis: ctc.Hypothesis) -> str:
+        return " ".join(self.tokens.decode(hypothesis.token_ids).split())
 
     def words(
         self, found: Sequence[ctc.Hypothesis], log_probs: np.ndarray, frame_shift_s: float, offset_s: float = 0.0

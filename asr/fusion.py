@@ -18,6 +18,7 @@ from asr.lm import EOS, UNK, NgramModel
 from asr.tokens import BLANK, Tokens
 
 SPACE = "\u2581"  # how a character model's text writes the space between words
+MAX_WEIGHT = 1000.0  # far beyond all sense; infinite ones would make NaN of the sums
 _MAX_LETTERS = 64  # longer "words" are noise in the text, and would cost memory
 _MAX_TABLE = 1 << 30  # bytes of the spelling tree
 
@@ -33,11 +34,24 @@ class Decoding:
     lm_weight:   factor of the model's log-probabilities.
     word_bonus:  added for each word (of a character model: each character), since every one costs probability.
     unknown:     added for a word outside the vocabulary, beside what the model gives to <unk>; None forbids such words.
+    neural_share: of a word's probability, what a recurrent model says where one rescores (asr.rescoring); 0 to 1.
+    raises:      FusionError if the first is below 0, the last not in its range, or one beyond MAX_WEIGHT.
     """
 
     lm_weight: float = 0.8
     word_bonus: float = 0.0
     unknown: float | None = -12.0
+    neural_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("lm_weight", self.lm_weight, 0.0, MAX_WEIGHT),
+            ("word_bonus", self.word_bonus, -MAX_WEIGHT, MAX_WEIGHT),
+            ("unknown", 0.0 if self.unknown is None else self.unknown, -MAX_WEIGHT, MAX_WEIGHT),
+            ("neural_share", self.neural_share, 0.0, 1.0),
+        ):
+            if value is None or not low <= value <= high:  # nor NaN
+                raise FusionError(f"expected for {name} a number from {low:g} to {high:g}, got {value}")
 
 
 class Lexicon:
@@ -126,8 +140,9 @@ class WordScorer:
             for token in tokens.encode(word):
                 node[row] = self._next[node[row], token]
         self._extra[node] = self._bonus
-        self._ahead = self._weight * lexicon.best + self._bonus
-        self._ahead[Lexicon.ROOT] = 0.0
+        self._ahead = np.zeros(len(self._word))
+        words = slice(Lexicon.OUTSIDE + 1, None)
+        self._ahead[words] = self._weight * lexicon.best[words] + self._bonus
         self._ahead[Lexicon.OUTSIDE] = self._weight * model.unigrams[UNK] + self._bonus + unknown
         self._bits = int(len(self._word) - 1).bit_length()
         self.start = model.start << self._bits

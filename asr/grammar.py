@@ -1,87 +1,32 @@
 """Grammars: the beam search restricted to the sentences of a list, or of a JSGF grammar.
 
-A file whose first line begins with #JSGF is a JSpeech Grammar; any other has a sentence a line, where empty lines and
-lines that begin with # are skipped.
-
-    #JSGF V1.0;
-    grammar lights;
-    public <command> = [please] turn <state> the (light | lamp)+ ;   // a rule that a sentence may follow
-    <state> = /10/ on {ON} | off {OFF};
-
-Of JSGF this is all but `import` and recursion; weights and {tags} are read and ignored. The sentences are those of all
-public rules.
+A file whose first line begins with #JSGF is a JSpeech Grammar (asr.jsgf); any other has a sentence a line, where empty
+lines and lines that begin with # are skipped.
 
 The way from an expression to a table takes two automata. The first is nondeterministic: its arcs are tokens, or silent.
 The second, made of sets of the first one's states, is the table. Every word is spelt with a space before it, and the text
 is read as if it began with one: so no word is a special case.
 
-source: Hunt 2000, "JSpeech Grammar Format", W3C Note; Thompson 1968, "Regular Expression Search Algorithm";
+source: Thompson 1968, "Regular Expression Search Algorithm";
         Rabin & Scott 1959, "Finite Automata and Their Decision Problems".
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from asr.errors import AsrError, nearest
+from asr import jsgf, spelling
+from asr.errors import nearest
+from asr.jsgf import Choice, Expression, GrammarError, Phrase, Reference, Repeat, Sequence
 from asr.tokens import BLANK, Tokens
 
 _MAX_SIZE = 2_000_000  # arcs of the first automaton and members of the second one's states: 10 s, 1 GB
 _MAX_TABLE = 1 << 30  # bytes
-_MAX_NESTING = 64  # brackets within brackets
 _MAX_DEPTH = 300  # expressions within expressions, through references too: Python allows 1000 calls
 _DEAD, _START = 0, 1
-
-
-class GrammarError(AsrError):
-    """A grammar that is missing, malformed, too large, or cannot be spelt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Phrase:
-    """Words with single spaces between, normalised as the recogniser's texts."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sequence:
-    """One part after the other; of no parts, the empty sentence."""
-
-    parts: tuple[Expression, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Any one of the options; of no options, no sentence at all."""
-
-    options: tuple[Expression, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Repeat:
-    """The part, once or more."""
-
-    part: Expression
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What the rule of that name stands for. where: what errors call the place."""
-
-    name: str
-    where: str = "grammar"
-
-
-Expression = Phrase | Sequence | Choice | Repeat | Reference
-NULL: Expression = Sequence(())
-VOID: Expression = Choice(())
 
 
 class Grammar:
@@ -114,19 +59,7 @@ class Grammar:
 
         raises: GrammarError naming the place if it is missing, not UTF-8 (whatever a JSGF header says), or as `parse`.
         """
-        path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise GrammarError(f"{path}: no such grammar; check the path") from None
-        except UnicodeDecodeError as error:
-            line = error.object.count(b"\n", 0, error.start) + 1
-            raise GrammarError(
-                f"{path}:{line}: expected UTF-8, got byte 0x{error.object[error.start]:02x}; save the file as UTF-8"
-            ) from None
-        except OSError as error:
-            raise GrammarError(f"{path}: cannot be read: {error.strerror}") from None
-        return cls.parse(text, normalise, tokens, str(path))
+        return cls.parse(spelling.read(path, "grammar", GrammarError), normalise, tokens, str(path))
 
     @classmethod
     def parse(cls, text: str, normalise: Callable[[str], str], tokens: Tokens, where: str = "grammar") -> Grammar:
@@ -139,27 +72,16 @@ class Grammar:
         """
 
         def spell(written: str, place: str) -> Phrase:
-            phrase = " ".join(normalise(written).split())
-            if not phrase:
-                raise GrammarError(
-                    f"{place}: expected words, got {written[:60]!r}, of which normalising leaves nothing"
-                )
-            unknown = tokens.unknown(phrase)
-            if unknown:
-                raise GrammarError(
-                    f"{place}: {phrase[:60]!r} has {', '.join(map(repr, unknown[:5]))} outside the alphabet "
-                    f"{''.join(tokens.symbols[1:])[:60]!r}: write it as the recogniser would"
-                )
-            return Phrase(phrase)
+            return Phrase(spelling.spell(written, normalise, tokens, place, GrammarError))
 
         if text.startswith("#JSGF"):
-            sentences, rules = _Jsgf(text, spell, where).parse()
+            sentences, rules = jsgf.parse(text, spell, where)
             return cls(sentences, tokens, rules, where)
         lines = ((line.strip(), number) for number, line in enumerate(text.split("\n"), start=1))
-        phrases = [spell(line, f"{where}:{number}") for line, number in lines if line and not line.startswith("#")]
-        if not phrases:
+        listed = [spell(line, f"{where}:{number}") for line, number in lines if line and not line.startswith("#")]
+        if not listed:
             raise GrammarError(f"{where}: expected a sentence a line, or #JSGF at the start, got neither")
-        return cls(Choice(tuple(phrases)), tokens, where=where)
+        return cls(Choice(tuple(listed)), tokens, where=where)
 
     def accepts(self, text: str) -> bool:
         """Whether a text, normalised, is a sentence of the grammar."""
@@ -328,159 +250,3 @@ def _closure(states: set[int], edges: list[list[int]]) -> set[int]:
         reached.update(new)
         waiting += new
     return reached
-
-
-class _Token(NamedTuple):
-    """A piece of a JSGF text. kind: a group of `_JSGF_TOKEN`, the sign itself, or "end"."""
-
-    kind: str
-    text: str
-    where: str
-
-
-_JSGF_TOKEN = re.compile(
-    r"""
-    (?P<gap>    \s+ | //[^\n]* | /\*.*?\*/ )
-  | (?P<header> \A\#JSGF\ +V[\d.]+(?:\ +[\w.-]+){0,2}\ *; )
-  | (?P<tag>    \{(?:[^\\}]|\\.)*\} )
-  | (?P<quoted> "(?:[^"\\\n]|\\.)*" )
-  | (?P<rule>   <[^<>\s]+> )
-  | (?P<weight> /\s*[\d.]+(?:[eE][+-]?\d+)?\s*/ )
-  | (?P<sign>   [()\[\]|*+;=] )
-  | (?P<word>   [^\s()\[\]|*+;=<>{}"/]+ )
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-
-
-class _Jsgf:
-    """Reads a JSGF text by recursive descent, one method a line:
-
-        text     = header "grammar" name ";" rule*
-        rule     = ["public"] <name> "=" choice ";"
-        choice   = sequence ("|" sequence)*
-        sequence = [weight] item+
-        item     = (word | <name> | "(" choice ")" | "[" choice "]") ("*" | "+" | tag)*
-
-    spell: what makes a phrase of a word and its place, or raises.
-    """
-
-    def __init__(self, text: str, spell: Callable[[str, str], Phrase], where: str) -> None:
-        self._spell = spell
-        self._where = where
-        self._nesting = 0
-        self._tokens = self._split(text)
-        self._token = next(self._tokens)
-
-    def parse(self) -> tuple[Expression, dict[str, Expression]]:
-        """The union of the public rules, and all rules by name."""
-        self._expect("header", "'#JSGF V1.0;'")
-        if not self._take_word("grammar"):
-            self._fail("'grammar NAME;' after the header")
-        self._expect("word", "the grammar's name")
-        self._expect(";", "';' after the grammar's name")
-        rules: dict[str, Expression] = {}
-        public: list[Expression] = []
-        while self._token.kind != "end":
-            self._rule(rules, public)
-        if not public:
-            raise GrammarError(
-                f"{self._where}: expected a public rule, got none: write 'public' before each rule that is a sentence"
-            )
-        return Choice(tuple(public)), rules
-
-    def _rule(self, rules: dict[str, Expression], public: list[Expression]) -> None:
-        where = self._token.where
-        if self._take_word("import"):
-            raise GrammarError(f"{where}: expected a rule, got an import, which is not supported: copy the rules")
-        is_public = self._take_word("public")
-        where = self._token.where
-        name = self._expect("rule", "a rule such as 'public <name> = yes | no;'").text[1:-1]
-        if name in rules or name in ("NULL", "VOID"):
-            raise GrammarError(f"{where}: expected each rule once, got <{name}> again: rename one")
-        if is_public:
-            public.append(Reference(name, where))
-        self._expect("=", f"'=' after <{name}>")
-        rules[name] = self._choice()
-        self._expect(";", f"';' at the end of <{name}>")
-
-    def _choice(self) -> Expression:
-        options = [self._sequence()]
-        while self._take("|"):
-            options.append(self._sequence())
-        return options[0] if len(options) == 1 else Choice(tuple(options))
-
-    def _sequence(self) -> Expression:
-        self._take("weight")
-        parts = [self._item()]
-        while self._token.kind in ("word", "quoted", "rule", "(", "["):
-            parts.append(self._item())
-        return parts[0] if len(parts) == 1 else Sequence(tuple(parts))
-
-    def _item(self) -> Expression:
-        token = self._take("word", "quoted", "rule", "(", "[")
-        item: Expression
-        match token:
-            case None:
-                self._fail("a word, a <rule>, '(' or '[' (<NULL> stands for nothing)")
-            case _Token("word", text, where):
-                item = self._spell(text, where)
-            case _Token("quoted", text, where):
-                item = self._spell(re.sub(r"\\(.)", r"\1", text[1:-1]), where)
-            case _Token("rule", text, where):
-                item = {"<NULL>": NULL, "<VOID>": VOID}.get(text) or Reference(text[1:-1], where)
-            case _Token(opened, _, where):
-                self._nesting += 1
-                if self._nesting > _MAX_NESTING:
-                    raise GrammarError(
-                        f"{where}: expected at most {_MAX_NESTING} brackets within one another, got more"
-                    )
-                item = self._choice()
-                closing = {"(": ")", "[": "]"}[opened]
-                self._expect(closing, f"'{closing}' for the '{opened}' at {where}")
-                self._nesting -= 1
-                if opened == "[":
-                    item = Choice((item, NULL))
-        while suffix := self._take("*", "+", "tag"):
-            if suffix.kind != "tag":
-                item = Repeat(item)
-            if suffix.kind == "*":
-                item = Choice((item, NULL))
-        return item
-
-    def _take(self, *kinds: str) -> _Token | None:
-        """The next token, if it is of one of the kinds."""
-        token = self._token
-        if token.kind not in kinds:
-            return None
-        self._token = next(self._tokens)
-        return token
-
-    def _take_word(self, word: str) -> bool:
-        return self._token.text == word and self._take("word") is not None
-
-    def _expect(self, kind: str, what: str) -> _Token:
-        return self._take(kind) or self._fail(what)
-
-    def _fail(self, expected: str) -> NoReturn:
-        got = "the end of the text" if self._token.kind == "end" else repr(self._token.text[:60])
-        raise GrammarError(f"{self._token.where}: expected {expected}, got {got}")
-
-    def _split(self, text: str) -> Iterator[_Token]:
-        """The tokens of the text, less gaps and comments; the last is of kind "end"."""
-        at, line, line_start = 0, 1, 0
-        while at < len(text):
-            where = f"{self._where}:{line}:{at - line_start + 1}"
-            found = _JSGF_TOKEN.match(text, at)
-            if not found:
-                raise GrammarError(
-                    f"{where}: expected a word or a sign of JSGF, got {text[at : at + 20]!r}: "
-                    "close what is opened there, or put words with signs in double quotes"
-                )
-            kind = str(found.lastgroup)
-            if kind != "gap":
-                yield _Token(found.group() if kind == "sign" else kind, found.group(), where)
-            line += found.group().count("\n")
-            line_start = max(line_start, text.rfind("\n", at, found.end()) + 1)
-            at = found.end()
-        yield _Token("end", "", f"{self._where}:{line}:{at - line_start + 1}")

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from asr import spelling
 from asr.errors import AsrError
 from asr.tokens import BLANK, Tokens
 
@@ -68,7 +69,10 @@ class HotWords:
         nodes = {(_OUTSIDE, space): _START}  # (parent, token) -> node
         depths, lent, due = [0, 1], [0.0, 0.0], [0.0, 0.0]
         for phrase, weight in phrases.items():
-            _check(phrase, weight, tokens, "hot words")
+            if not phrase or phrase != " ".join(phrase.split()):
+                raise HotWordError(f"hot words: expected words with single spaces between, got {phrase!r}")
+            spelling.check(phrase, tokens, "hot words", HotWordError)
+            _check_weight(phrase, weight, "hot words")
             node = _START
             for done, token in enumerate(tokens.encode(phrase), start=1):
                 node = nodes.setdefault((node, token), len(depths))
@@ -125,18 +129,7 @@ def read(path: str | Path, normalise: Callable[[str], str], tokens: Tokens) -> d
 
     raises: HotWordError naming file and line if it is missing, not UTF-8, or as `parse`.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise HotWordError(f"{path}: no such file of hot words; check the path") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise HotWordError(
-            f"{path}:{line}: expected UTF-8, got byte 0x{error.object[error.start]:02x}; save the file as UTF-8"
-        ) from None
-    except OSError as error:
-        raise HotWordError(f"{path}: cannot be read: {error.strerror}") from None
+    text = spelling.read(path, "file of hot words", HotWordError)
     return parse(text.removesuffix("\n").split("\n"), normalise, tokens, str(path))
 
 
@@ -149,7 +142,7 @@ def parse(
     raises:    HotWordError naming the line if a weight is no number from -MAX_WEIGHT to MAX_WEIGHT, a phrase is empty or
                has characters outside the alphabet, one stands twice with two weights, or there are over MAX_LINES lines.
     """
-    phrases: dict[str, float] = {}
+    weights: dict[str, float] = {}
     first: dict[str, int] = {}  # the line that each phrase stands in
     for number, line in enumerate(lines, start=1):
         if number > MAX_LINES:
@@ -167,29 +160,18 @@ def parse(
             raise HotWordError(
                 f"{here}: expected a number after '^', got {suffix[:60]!r}; write such as 'Kubernetes^8'"
             ) from None
-        phrase = " ".join(normalise(written).split())
-        if not phrase:
-            raise HotWordError(f"{here}: expected a phrase, got {line[:60]!r}, of which normalising leaves nothing")
-        _check(phrase, weight, tokens, here)
-        if phrases.setdefault(phrase, weight) != weight:
+        phrase = spelling.spell(written, normalise, tokens, here, HotWordError)
+        _check_weight(phrase, weight, here)
+        if weights.setdefault(phrase, weight) != weight:
             raise HotWordError(
-                f"{here}: expected one weight for {phrase!r}, got {weight:g}, and {phrases[phrase]:g} in line "
+                f"{here}: expected one weight for {phrase!r}, got {weight:g}, and {weights[phrase]:g} in line "
                 f"{first[phrase]}; remove one of the lines"
             )
         first.setdefault(phrase, number)
-    return phrases
+    return weights
 
 
-def _check(phrase: str, weight: float, tokens: Tokens, where: str) -> None:
-    """HotWordError unless the phrase can be output and the weight is in range."""
-    if not phrase or phrase != " ".join(phrase.split()):
-        raise HotWordError(f"{where}: expected words with single spaces between, got {phrase!r}")
-    unknown = tokens.unknown(phrase)
-    if unknown:
-        raise HotWordError(
-            f"{where}: {phrase[:60]!r} has {', '.join(map(repr, unknown[:5]))} outside the alphabet "
-            f"{''.join(tokens.symbols[1:])[:60]!r}: write it as the recogniser would"
-        )
+def _check_weight(phrase: str, weight: float, where: str) -> None:
     if not -MAX_WEIGHT <= weight <= MAX_WEIGHT:  # nor NaN
         raise HotWordError(
             f"{where}: expected a weight from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g} for {phrase[:60]!r}, got {weight:g}"

@@ -190,6 +190,11 @@ class NgramModel:
         """The ids (n,) int64 of n words, UNK for those outside the vocabulary."""
         return np.array([self._ids.get(word, UNK) for word in words], np.int64)
 
+    def ngrams(self, k: int) -> np.ndarray:
+        """The word ids (n, k) of all n-grams of k words, sorted. k: 1 to `order`."""
+        start = 1 + sum(self.counts[: k - 1])
+        return self._word_ids(np.arange(start, start + self.counts[k - 1]), k)
+
     @property
     def unigrams(self) -> np.ndarray:
         """(V,) float32, natural log of each word's probability without context."""
@@ -226,6 +231,15 @@ class NgramModel:
         """Natural log-probability of a sentence's words, after <s> if bos, and of </s> after them if eos."""
         ids = self.ids([*words, SPECIAL_WORDS[EOS]] if eos else words)
         return float(self._score_all(ids, np.array([len(ids)]), self.start if bos else 0).sum())
+
+    def log_probs(self, lines: Sequence[str]) -> list[np.ndarray]:
+        """Natural log p of each word of each sentence after those before it, and of its end: (words + 1,) float64 each."""
+        if not lines:
+            return []
+        sentences = [[*line.split(), SPECIAL_WORDS[EOS]] for line in lines]
+        lengths = np.array([len(sentence) for sentence in sentences])
+        log_probs = self._score_all(self.ids(word for words in sentences for word in words), lengths, self.start)
+        return np.split(log_probs, np.cumsum(lengths)[:-1])
 
     def perplexity(self, lines: Iterable[str]) -> Perplexity:
         """The perplexity of a text, one sentence a line, words between white space; an empty line is a sentence too."""
@@ -356,11 +370,15 @@ class NgramModel:
         yield "\n\\end\\\n"
 
     def _texts(self, nodes: np.ndarray, k: int) -> list[str]:
-        """The words of k-grams, given their nodes (n,): a key is the last word and the parent to go on from."""
+        """The words of k-grams, given their nodes (n,)."""
+        return [" ".join([self.words[i] for i in row]) for row in self._word_ids(nodes, k).tolist()]
+
+    def _word_ids(self, nodes: np.ndarray, k: int) -> np.ndarray:
+        """The word ids (n, k) of k-grams, given their nodes (n,): a key is the last word and the parent to go on from."""
         ids = np.empty((len(nodes), k), np.int64)
         for column in reversed(range(k)):
             nodes, ids[:, column] = np.divmod(self._keys[nodes], len(self.words))
-        return [" ".join([self.words[i] for i in row]) for row in ids.tolist()]
+        return ids
 
 
 def _build(
@@ -696,8 +714,10 @@ def _shown(row: Iterable[bytes]) -> str:
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` once it is written, or leaves things as they were. raises: LmError."""
-    temporary = path.with_name(path.name + ".part")
     try:
+        if path.exists() and not path.is_file():  # replacing /dev/null would do harm
+            raise LmError(f"{path}: expected the name of a file to write, got a folder or device")
+        temporary = path.with_name(path.name + ".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:

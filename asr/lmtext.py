@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import lzma
 import zlib
@@ -14,7 +15,7 @@ from asr import manifest
 from asr.errors import AsrError
 
 OVERLAP = 7  # words; a shared run of so many is hardly chance
-_MAX_LINE = 1 << 20  # characters
+_MAX_LINE = 1 << 20  # bytes
 _OPENERS: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
@@ -33,23 +34,25 @@ def lines(paths: Iterable[str | Path], normalise: Callable[[str], str]) -> Itera
             continue
         number = 0
         try:
-            with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", errors="strict") as file:
-                while line := file.readline(_MAX_LINE):
+            with _OPENERS.get(path.suffix, open)(path, "rb") as file:
+                while line := file.readline(_MAX_LINE + 1):
                     number += 1
-                    if len(line) == _MAX_LINE:
+                    if len(line) > _MAX_LINE:
                         raise LmTextError(
-                            f"{path}:{number}: expected lines of text, got one of over {_MAX_LINE} characters"
+                            f"{path}:{number}: expected lines of at most {_MAX_LINE} bytes, got a longer one"
                         )
-                    yield normalise(line)
+                    yield normalise(line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode())
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise LmTextError(
-                f"{path}: expected UTF-8, got byte 0x{byte:02x} after line {number}; convert it: iconv -f latin1 -t utf-8"
+                f"{path}:{number}: expected UTF-8, got byte 0x{byte:02x}; convert it: iconv -f latin1 -t utf-8"
             ) from None
-        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        except FileNotFoundError:
+            raise LmTextError(f"{path}: no such text; check the path") from None
+        except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise LmTextError(f"{path}: cannot be read: {error.strerror}") from None
             raise LmTextError(f"{path}: damaged or cut short after line {number}: {error}") from None
-        except OSError as error:
-            raise LmTextError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 class Without:

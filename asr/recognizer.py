@@ -1,48 +1,32 @@
-"""An ONNX file -> Transcript, of audio of any length. onnxruntime and NumPy only."""
+"""Audio of any length -> Transcript, by a model's file."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import onnxruntime
 
-from asr import audio, onnxfile
+from asr import audio, stream
 from asr import hotwords as hot
 from asr.confidence import Calibration
 from asr.decoder import Decoder
-from asr.errors import AsrError
-from asr.fusion import Decoding
+from asr.fusion import Decoding, FusionError
 from asr.grammar import Grammar
 from asr.lm import NgramModel
+from asr.network import ModelError, Network, find_model
 from asr.text import normaliser
-from asr.tokens import BLANK, TokenError, Tokens
-from asr.transcript import Alternatives, Transcript, Word
+from asr.tokens import BLANK
+from asr.transcript import Alternatives, Transcript, Word, sounded_out
 
-SCHEMA = 1  # the newest metadata that this version understands
-DEFAULT_MODEL = "digits"
 MAX_S = 20 * 60.0  # in one pass of the network; more would need gigabytes
-_MAX_MEMORY = 8 << 30  # bytes, for all networks of a process; twice what MAX_S takes in a large one
 _WINDOW_S = 30.0  # of a long recording, in each pass
 _CONTEXT_S = 2.0  # heard on either side of the frames that a pass contributes
 _MIN_PAUSE_S = 0.3  # a cut is made within at least so much silence, if there is any
-# CTC emits a letter soon after it begins to sound; a word goes on for so much longer than its last letter's frames (of the
-# values from 0 to 0.3 s, the one with the least median error on FSDD's dev digits).
-_LETTER_S = 0.08
-_BUNDLED = Path(__file__).parent / "models"
 _Kind = TypeVar("_Kind", Decoding, Calibration)
-
-
-class ModelError(AsrError):
-    """A model file that is missing, not one of this package's, or of a newer version."""
 
 
 class Recognizer:
@@ -81,38 +65,9 @@ class Recognizer:
             raise ModelError(f"expected a beam of at least 1, got {beam}")
         if not 1 <= n_best <= beam:
             raise ModelError(f"expected n_best from 1 to the beam of {beam}, got {n_best}")
-        if threads < 1:
-            raise ModelError(f"expected at least 1 thread, got {threads}")
-        path = self._path = find_model(model)
-        _limit_memory()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what it would log is in its exceptions
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads sleep
-        options.add_session_config_entry("session.use_env_allocators", "1")  # that of _limit_memory
-        options.add_session_config_entry("session.load_model_format", "ONNX")  # or it would guess
-        options.intra_op_num_threads = threads
-        try:
-            # Folding constants would compute outside of the limited memory, and these networks gain nothing by it.
-            self._session = onnxruntime.InferenceSession(
-                onnxfile.read(path),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=["ConstantFolding"],
-            )
-        except PermissionError:
-            raise ModelError(f"{path}: no permission to read this file; change its mode or its owner") from None
-        except Exception as error:  # onnxruntime has no narrower class for bad files
-            raise ModelError(
-                f"{path}: expected a model (ONNX) written by asr export, got: {_reason(error)}; "
-                "export it again, or get a whole copy"
-            ) from None
-        self.card = _read_card(self._session, path)
-        self.name: str = self.card["name"]
-        try:
-            self.tokens = Tokens(self.card["tokens"])
-        except (TokenError, TypeError) as error:
-            raise ModelError(f"{path}: {error}; export the model again") from None
-        self.frame_shift_s: float = self.card["frame_shift"] / audio.SAMPLE_RATE
+        self.network = Network(find_model(model), threads)
+        self.card, self.name, self.tokens = self.network.card, self.network.name, self.network.tokens
+        self.frame_shift_s = self.network.frame_shift_s
         self._space = self.tokens.encode(" ")[0] if " " in self.tokens.symbols else BLANK
         self.n_best = n_best
         self.lm = self._language_model(lm)
@@ -136,12 +91,17 @@ class Recognizer:
             reject=reject,
             calibration=_numbers(Calibration, calibrations.get(kind) if isinstance(calibrations, dict) else None),
         )
-        self._run(np.zeros(1, np.float32))  # a network that cannot run is refused here, not with every recording
 
     def _language_model(self, lm: str | Path | NgramModel | None) -> NgramModel | None:
         if lm is None or isinstance(lm, NgramModel):
             return lm
-        return NgramModel.load(self._path.with_suffix(".lm") if lm == "bundled" else lm)
+        if lm == "bundled":
+            lm = self.network.path.with_suffix(".lm")
+            if not lm.exists():
+                raise ModelError(
+                    f"{lm}: there is no language model beside {self.network.path.name}; name a file instead"
+                )
+        return NgramModel.load(lm)
 
     def log_probs(self, waveform: np.ndarray) -> np.ndarray:
         """CTC log-probabilities of one utterance.
@@ -159,23 +119,7 @@ class Recognizer:
             raise audio.AudioError(
                 f"expected at most {MAX_S / 60:.0f} minutes of audio, got {minutes:.1f}; cut it into shorter files"
             )
-        return self._run(waveform)
-
-    def _run(self, waveform: np.ndarray) -> np.ndarray:
-        shift = self.card["frame_shift"]
-        padded = audio.pad(waveform, self.card["receptive_field"], shift)
-        try:
-            log_probs: np.ndarray = self._session.run(["log_probs"], {"waveform": padded[None]})[0]
-        except Exception as error:  # onnxruntime has no narrower class here either
-            raise ModelError(f"{self._path}: the network cannot run: {_reason(error)}; export it again") from None
-        expected = f"float32 {(1, -(-len(waveform) // shift), len(self.tokens))}"
-        got = f"{log_probs.dtype} {log_probs.shape}"
-        if got != expected or np.isnan(log_probs).any():
-            raise ModelError(
-                f"{self._path}: expected log-probabilities of the network, {expected}, "
-                f"got {got if got != expected else 'NaN'}; train it again"
-            )
-        return np.asarray(log_probs[0])
+        return self.network.log_probs(waveform)
 
     def transcribe(self, source: str | Path | np.ndarray, sample_rate: int | None = None) -> Transcript:
         """The text of a recording, with the times and confidence of its words.
@@ -212,11 +156,20 @@ class Recognizer:
                 end_s = offset_s + len(log_probs) * self.frame_shift_s
                 alternatives.append(Alternatives(offset_s, end_s, self.decoder.texts(found, self.n_best)))
         duration_s = samples / audio.SAMPLE_RATE
-        for i, word in enumerate(words):
-            limit = words[i + 1].start_s if i + 1 < len(words) else duration_s
-            words[i] = replace(word, end_s=min(word.end_s + _LETTER_S, limit))
         text = " ".join(word.text for word in words)
-        return Transcript(text, tuple(words), duration_s, self.name, tuple(alternatives))
+        return Transcript(text, sounded_out(words, duration_s), duration_s, self.name, tuple(alternatives))
+
+    def stream(
+        self,
+        *,
+        chunk_s: float = stream.CHUNK_S,
+        right_context_s: float = stream.RIGHT_CONTEXT_S,
+        endpointing: stream.Endpointing | None = None,
+    ) -> stream.Stream:
+        """Recognition of audio as it arrives: feed() it samples at 16 kHz, flush() at the end; see asr.stream."""
+        return stream.Stream(
+            self.network, self.decoder, chunk_s=chunk_s, right_context_s=right_context_s, endpointing=endpointing
+        )
 
     def _stretches(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         """The recording's log-probabilities from pause to pause: the number of the first frame, and (T, V).
@@ -225,7 +178,7 @@ class Recognizer:
         lies between two cuts is joined before it is decoded, so that only a cut can divide a word, and a cut is in the
         longest pause. Without any pause, it is in the frame most surely blank.
         """
-        shift = int(self.card["frame_shift"])
+        shift = self.network.frame_shift
         window, context = (round(seconds / self.frame_shift_s) for seconds in (_WINDOW_S, _CONTEXT_S))
         audio_left = iter(blocks)
         buffer = np.zeros(0, np.float32)  # samples from frame `start` on
@@ -243,7 +196,7 @@ class Recognizer:
             heard = buffer[: window * shift]
             last = ended and len(heard) == len(buffer)
             if len(heard):
-                log_probs = self._run(heard)
+                log_probs = self.network.log_probs(heard)
                 log_probs = log_probs[done - start : None if last else len(log_probs) - context]
                 done += len(log_probs)
                 joined = np.concatenate([joined, log_probs])
@@ -273,81 +226,15 @@ class Recognizer:
         return int(log_probs[:, BLANK].argmax()) + 1
 
 
-def models() -> dict[str, Path]:
-    """The models known by name: those in the package, and NAME.onnx in $ASR_MODELS (if not set, ~/.asr/models)."""
-    own = Path(os.environ.get("ASR_MODELS") or Path.home() / ".asr" / "models")
-    return {path.stem: path for path in (*sorted(_BUNDLED.glob("*/*.onnx")), *sorted(own.glob("*.onnx")))}
-
-
-def find_model(model: str | Path | None) -> Path:
-    """The file of a model given by path or by name. raises: ModelError listing the names there are."""
-    path = Path(model if model is not None else DEFAULT_MODEL)
-    named = models()
-    if str(path) in named:
-        return named[str(path)]
-    try:
-        if path.is_file():
-            return path
-        what = "a folder" if path.is_dir() else "a device" if path.exists() else "no such file"
-    except OSError as error:  # a name too long, a folder above it that may not be entered
-        what = str(error.strerror)
-    raise ModelError(f"{path}: expected a model file (.onnx) or one of the names {', '.join(named)}; got {what}")
-
-
-@functools.cache
-def _limit_memory() -> None:
-    """One arena for the tensors of all networks of this process, which refuses to grow beyond _MAX_MEMORY.
-
-    Or a few numbers in a model file could ask for all memory there is.
-    """
-    kind, use = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
-    memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use)
-    with contextlib.suppress(RuntimeError):  # the program around us has registered one before, which serves too
-        onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg({"max_mem": _MAX_MEMORY}))
-
-
-def _reason(error: Exception) -> str:
-    """The last line of an exception's message: in those of onnxruntime, what went wrong after where it did."""
-    return str(error).strip().rpartition("\n")[2].rstrip(".") or type(error).__name__
-
-
 def _numbers(kind: type[_Kind], stored: object) -> _Kind | None:
     """The dataclass of numbers that the card holds under some key; None where it holds none, or something else."""
     if not isinstance(stored, dict) or not stored.keys() <= {field.name for field in fields(kind)}:
         return None
     numbers = all(
-        value is None or (isinstance(value, int | float) and math.isfinite(value)) for value in stored.values()
+        (isinstance(value, int | float) and math.isfinite(value)) or (value is None and name == "unknown")
+        for name, value in stored.items()
     )
-    return kind(**stored) if numbers else None
-
-
-def _read_card(session: Any, path: Path) -> dict[str, Any]:
-    """The metadata that `asr export` wrote."""
-    text = session.get_modelmeta().custom_metadata_map.get("asr")
-    if text is None:
-        raise ModelError(f"{path}: expected a model written by asr export, got an ONNX file without its metadata")
     try:
-        card: dict[str, Any] = json.loads(text)
-        schema = int(card["schema"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        raise ModelError(
-            f"{path}: expected metadata written by asr export, got {text[:60]!r}; export it again"
-        ) from None
-    if schema > SCHEMA:
-        raise ModelError(
-            f"{path}: written with model schema {schema}, this version knows {SCHEMA}; update the package; "
-            "in a clone of this project: git pull, then pip install ."
-        )
-    kinds = {"name": str, "tokens": list, "sample_rate": int, "frame_shift": int, "receptive_field": int}
-    missing = [key for key, kind in kinds.items() if not isinstance(card.get(key), kind)]
-    if missing:
-        fault = f"lacks {', '.join(missing)}"
-    elif card["sample_rate"] != audio.SAMPLE_RATE:
-        fault = f"has a sample rate of {card['sample_rate']}"
-    elif not 0 < card["frame_shift"] <= card["receptive_field"] <= _WINDOW_S * audio.SAMPLE_RATE:
-        fault = f"has frames of {card['receptive_field']} samples, {card['frame_shift']} apart"
-    else:
-        return card
-    raise ModelError(
-        f"{path}: expected the metadata of a {audio.SAMPLE_RATE} Hz model, but it {fault}; export it again"
-    )
+        return kind(**stored) if numbers else None
+    except (TypeError, FusionError):  # one is missing, or beyond all sense
+        return None

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +15,10 @@ from asr.ctc import Span
 from asr.errors import AsrError
 from asr.subtitles import milliseconds
 from asr.tokens import BLANK, Tokens
+
+# CTC emits a letter soon after it begins to sound; a word goes on for so much longer than its last letter's frames (of the
+# values from 0 to 0.3 s, the one with the least median error on FSDD's dev digits).
+_LETTER_S = 0.08
 
 
 class OutputError(AsrError):
@@ -228,6 +232,12 @@ def words_of(
             characters.append((character, span))
     close()
     return tuple(words)
+
+
+def sounded_out(words: Sequence[Word], end_s: float) -> tuple[Word, ...]:
+    """The words with ends that reach beyond the frames of their last letters, up to the next word or end_s."""
+    pairs = zip(words, [*(word.start_s for word in words[1:]), end_s], strict=False)  # of no words, no pairs
+    return tuple(replace(word, end_s=min(word.end_s + _LETTER_S, limit)) for word, limit in pairs)
 
 
 def write(path: str | Path, text: str, overwrite: bool = False) -> None:

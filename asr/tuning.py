@@ -133,5 +133,6 @@ def store(path: Path, decoding: Decoding | None, calibrations: dict[str, Calibra
     card = json.loads(onnxfile.metadata(data, "asr"))
     if decoding is not None:
         card["decoding"] = asdict(decoding)
-    card["calibration"] = card.get("calibration", {}) | {kind: asdict(one) for kind, one in calibrations.items()}
+    kept = card["calibration"] if isinstance(card.get("calibration"), dict) else {}
+    card["calibration"] = kept | {kind: asdict(one) for kind, one in calibrations.items()}
     write_bytes(path, onnxfile.with_metadata(data, "asr", json.dumps(card, ensure_ascii=False)), overwrite=True)

@@ -169,16 +169,18 @@ def test_shorter_than_a_frame(cli: Cli, tmp_path: Path, count: int) -> None:
         ("newer.onnx", "model schema 99, this version knows 1; update the package"),
         ("rate.onnx", "has a sample rate of 8000"),
         ("cut.onnx", "expected a model (ONNX)"),
+        ("encoding.onnx", "expected metadata in UTF-8, got other bytes"),
     ],
 )
 def test_bad_models(cli: Cli, tmp_path: Path, model: str, message: str) -> None:
     import onnx
 
-    from asr.recognizer import find_model
+    from asr.network import find_model
 
     source = find_model("digits")
     (tmp_path / "text.onnx").write_text("not a model")
     (tmp_path / "cut.onnx").write_bytes(source.read_bytes()[:100_000])
+    (tmp_path / "encoding.onnx").write_bytes(source.read_bytes().replace(b"Free Spoken", b"Free\xffSpoken"))
     graph = onnx.load(source)
     card = json.loads(graph.metadata_props[0].value)
     for name, change in (("newer", {"schema": 99}), ("rate", {"sample_rate": 8000})):
@@ -346,7 +348,7 @@ def test_info_shows_what_there_is(
 ) -> None:
     import onnx
 
-    from asr.recognizer import find_model
+    from asr.network import find_model
 
     graph = onnx.load(find_model("digits"))
     card = json.loads(graph.metadata_props[0].value) | change
@@ -363,7 +365,7 @@ def test_info_shows_what_there_is(
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder whose model has been exported already."""
-    from asr.recognizer import find_model
+    from asr.network import find_model
 
     folder = tmp_path / "runs/mine"
     folder.mkdir(parents=True)

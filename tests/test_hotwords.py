@@ -178,7 +178,7 @@ def test_parse_takes_lines() -> None:
         (["kube^inf"], ":1: expected a weight from -20 to 20"),
         (["kube^-20.1"], ":1: expected a weight from -20 to 20"),
         (["", "room 5Å"], r":2: 'room 5Å' has '5', 'Å' outside the alphabet ' abc.*: write it as"),
-        (["^5"], ":1: expected a phrase, got"),
+        (["^5"], ":1: expected words, got ''"),
         (["kube^5", "# same", "kube", "kube^6"], ":3: expected one weight for 'kube', got 6, and 5 in line 1; remove"),
         (["a"] * (MAX_LINES + 1), f":{MAX_LINES + 1}: expected at most {MAX_LINES} lines"),
     ],
@@ -189,7 +189,7 @@ def test_errors_name_the_line(lines: list[str], message: str) -> None:
 
 
 def test_normalising_may_leave_nothing() -> None:
-    with pytest.raises(HotWordError, match=r":1: expected a phrase, got '\?!', of which normalising leaves nothing"):
+    with pytest.raises(HotWordError, match=r":1: expected words, got '\?!', of which normalising leaves nothing"):
         parse(["?!"], english, LETTERS)
 
 

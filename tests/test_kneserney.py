@@ -375,7 +375,7 @@ def test_nothing_is_predicted_to_begin() -> None:
 @pytest.mark.parametrize(
     ("lines", "options", "message"),
     [
-        ([], {}, "expected a text, got 0 lines without words"),
+        ([], {}, "expected a text, got no lines"),
         (["", " "], {}, "expected a text, got 2 lines without words"),
         (["a b"], {"alphabet": "xyz"}, "got only such as 'a': check the alphabet"),
         (["<s>"], {}, "got only such as '<s>'"),

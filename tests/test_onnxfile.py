@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from asr import onnxfile
+from asr.network import find_model
 from asr.onnxfile import OnnxFileError
-from asr.recognizer import find_model
 
 
 def number(value: int) -> bytes:
@@ -158,3 +160,44 @@ def test_damage_is_never_a_traceback(tmp_path: Path) -> None:
         except OnnxFileError:
             refused += 1
     assert refused > 100
+
+
+# Metadata
+
+TEXTS = st.text(max_size=300)
+
+
+@given(
+    before=st.lists(st.tuples(TEXTS, TEXTS), max_size=4),
+    changes=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4),
+)
+@settings(max_examples=100, deadline=None)
+def test_metadata_is_changed_and_nothing_else(before: list[tuple[str, str]], changes: list[tuple[str, str]]) -> None:
+    """What the onnx library reads of it. A key that stands twice is written once; the new one stands last."""
+    tensor = TensorProto(dims=[200], data_type=3, raw_data=bytes(200))
+    proto = ModelProto(ir_version=8, producer_name="asr", model_version=1 << 40, graph=GraphProto(initializer=[tensor]))
+    proto.opset_import.add(domain="", version=17)
+    for key, value in before:
+        proto.metadata_props.add(key=key, value=value)
+    data, expected = proto.SerializeToString(), list(before)
+    for key, value in changes:
+        data = onnxfile.with_metadata(data, key, value)
+        expected = [one for one in expected if one[0] != key] + [(key, value)]
+        assert onnxfile.metadata(data, key) == value
+    found = ModelProto.FromString(data)
+    assert [(one.key, one.value) for one in found.metadata_props] == expected
+    assert onnxfile.metadata(data, "a key that is not there") == ""
+    for one in (found, proto):
+        one.ClearField("metadata_props")
+    assert found == proto
+
+
+def test_metadata_of_a_real_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    whole = onnxfile.read(find_model("digits"))
+    (entry,) = onnx.load(find_model("digits")).metadata_props
+    assert onnxfile.metadata(whole, "asr") == entry.value
+    path.write_bytes(onnxfile.with_metadata(whole, "asr", entry.value))
+    assert len(onnxfile.read(path)) == len(whole)
+    assert onnx.load(path) == onnx.load(find_model("digits"))
+    onnx.checker.check_model(onnx.load(path))

@@ -16,7 +16,8 @@ from conftest import DATA
 
 from asr import Recognizer, audio, manifest
 from asr.audio import AudioError
-from asr.recognizer import MAX_S, ModelError, find_model
+from asr.network import ModelError, find_model
+from asr.recognizer import MAX_S
 
 DIGITS = DATA / "connected_digits.flac"
 
@@ -99,8 +100,8 @@ def test_long_audio_is_read_in_windows(recognizer: Recognizer, monkeypatch: pyte
     """A recording of many windows, in blocks of any size, reads as its parts do alone."""
     waveform = np.tile(np.concatenate([audio.read(DIGITS), np.zeros(8000, np.float32)]), 20)  # 100 s
     lengths = []
-    run = recognizer._run
-    monkeypatch.setattr(recognizer, "_run", lambda heard: lengths.append(len(heard)) or run(heard))
+    run = recognizer.network.log_probs
+    monkeypatch.setattr(recognizer.network, "log_probs", lambda heard: lengths.append(len(heard)) or run(heard))
     expected = recognizer.transcribe(DIGITS).text.split() * 20
     transcripts = []
     for block in (16_000, 333_333, len(waveform)):
@@ -127,7 +128,7 @@ def test_long_audio_without_a_pause(recognizer: Recognizer) -> None:
 
 
 def test_every_bundled_model_has_a_card() -> None:
-    from asr.recognizer import _BUNDLED
+    from asr.network import _BUNDLED
 
     paths = list(_BUNDLED.glob("*/*.onnx"))
     assert paths

@@ -195,3 +195,46 @@ def _lengths(tokens: Tokens, lm: NgramModel, decoding: Decoding, test: Sequence[
         search.advance(frames)
         search.hypotheses()
         print(f"{seconds:5d} s  {1e6 * (time.perf_counter() - started) / len(frames):.1f}")
+
+
+def hotwords(arguments: argparse.Namespace) -> None:
+    """Rare words of a test set named as hot words: how many are recovered, and how often they are heard where not said.
+
+    The list is the --words rarest of the references' words of five letters or more, by the language model; each is
+    expected in a few utterances and is a temptation in all others.
+    """
+    lm = NgramModel.load(arguments.lm)
+    recognizer = Recognizer(arguments.model, lm=lm)
+    test = _examples(recognizer, arguments.manifest, arguments.limit)
+    said = sorted({word for example in test for word in example.reference.split() if len(word) >= 5})
+    said = [word for word in said if not recognizer.tokens.unknown(word)]
+    rarity = {word: lm.unigrams[lm.id(word)] if word in lm else -math.inf for word in said}
+    names = sorted(said, key=rarity.__getitem__)[: arguments.words]
+    unknown = sum(word not in lm for word in names)
+    with_name = [set(example.reference.split()) & set(names) for example in test]
+    print(f"{len(names)} words, {unknown} of them unknown to the language model: {', '.join(names[:12])} ...")
+    print(f"{sum(map(bool, with_name))} of {len(test)} utterances have one\n")
+    print("| weight | recovered | false alarms | WER, utterances with one | WER, the others |\n|---|---|---|---|---|")
+    for weight in arguments.weights:
+        steer = dict.fromkeys(names, weight) if weight else None
+        decoder = Decoder(recognizer.tokens, beam=arguments.beam, lm=lm, decoding=recognizer.decoding, hotwords=steer)
+        texts = [(decoder.texts(decoder(example.log_probs), 1) or (("", 0.0),))[0][0] for example in test]
+        right = alarms = total = 0
+        for text, names_here in zip(texts, with_name, strict=True):
+            heard = set(text.split()) & set(names)
+            total, right, alarms = (
+                total + len(names_here),
+                right + len(heard & names_here),
+                alarms + len(heard - names_here),
+            )
+        rates = [
+            metrics.word_errors(*zip(*pairs, strict=True)).rate
+            for wanted in (True, False)
+            if (
+                pairs := [(e.reference, t) for e, t, n in zip(test, texts, with_name, strict=True) if bool(n) == wanted]
+            )
+        ]
+        print(
+            f"| {weight:g} | {right} of {total} | {alarms} | " + " | ".join(f"{rate:.2%}" for rate in rates) + " |",
+            flush=True,
+        )

@@ -118,6 +118,24 @@ class Augment(_Section):
     spec_augment: SpecAugment | None = SpecAugment()
 
 
+class Stream(_Section):
+    """Some of the batches are heard in parts, as a stream is, so that the same weights serve both.
+
+    The parts' lengths are drawn anew for each batch, which also keeps the network from leaning on all of the past and
+    future (soft forgetting: Audhkhasi et al. 2019, "Forget a Bit to Learn Better").
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the batches
+    chunk_s: _Range = (0.3, 1.3)  # uniform range
+    right_context_s: _Range = (0.15, 0.7)  # uniform range
+
+    @model_validator(mode="after")
+    def _check(self) -> Stream:
+        if self.chunk_s[0] <= 0 or self.right_context_s[0] < 0:
+            raise ValueError(f"expected chunk_s > 0 and right_context_s >= 0, got {self.chunk_s}, {self.right_context_s}")
+        return self
+
+
 class Batch(_Section):
     """Batches hold utterances of similar lengths, up to a padded total."""
 
@@ -165,6 +183,7 @@ class Config(_Section):
     features: Features = Features()
     network: Network = Network()
     augment: Augment = Augment()
+    stream: Stream | None = None
     batch: Batch = Batch()
     optimiser: Optimiser = Optimiser()
 

@@ -9,7 +9,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ import onnx
 import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from torch import Tensor, nn
 
 from asr import __version__, audio, onnxfile
 from asr.errors import AsrError
 from asr.training import checkpoint, config
 from asr.training.model import AcousticModel
 
-SCHEMA = 1  # of the metadata; `asr.recognizer` refuses a newer one
+SCHEMA = 2  # of the metadata; `asr.network` refuses a newer one
 _CHECKED_FRAMES = (1, 2, 50, 51, 1000, 3000)  # the exporter can freeze a length without a word: run several
 _QUIET = 0.003  # of the noise it hears then: in loud noise a trained network is undecided, and amplifies rounding
 _TOLERANCE = 1e-4  # on log-probabilities, absolute and relative: rounding grows with their size
@@ -37,7 +38,10 @@ class ExportError(AsrError):
 def export(run: Path, out: Path, *, name: str | None = None, int8: bool = False, overwrite: bool = False) -> None:
     """Write the model of a run folder (or of one weights file) as ONNX.
 
-    The graph: "waveform" (1, N) float32, padded by `asr.audio.pad` -> "log_probs" (1, T, V) float32, natural log.
+    The graph, for a part of an utterance or all of it (AcousticModel.stream):
+        "waveform" (1, N) float32, padded by `asr.audio.pad`;  "keep" () int64, the frames of the part, the rest is context;
+        "state" (S, 1, H) float32, zeros at first
+     -> "log_probs" (1, T, V) float32, natural log, of which `keep` frames count;  "next_state" (S, 1, H).
     int8:   quantise the weights of LSTM and linear layers; features and convolutions stay float. onnxruntime has no
             int8 kernel for GRU and vanilla RNN, whose recurrent layers stay float too.
     raises: CheckpointError; ExportError if the file exists, cannot be written, or the float graph differs from torch by
@@ -46,24 +50,26 @@ def export(run: Path, out: Path, *, name: str | None = None, int8: bool = False,
     if out.exists() and not overwrite:
         raise ExportError(f"{out}: the file exists already; remove it, or ask to overwrite it")
     model, settings, tokens, state = checkpoint.load_model(run)
-    example = torch.zeros(1, model.receptive_field + 50 * model.frame_shift)
+    waveform = torch.zeros(1, model.receptive_field + 50 * model.frame_shift)
+    example = (waveform, torch.tensor(40), model.network.first_state(1))
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         # The exporter that keeps the length of recurrent layers free is the older one, and says that it is.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            model,
-            (example,),
+            _Graph(model).eval(),
+            example,
             Path(folder) / "model.onnx",
             dynamo=False,
             opset_version=17,
-            input_names=["waveform"],
-            output_names=["log_probs"],
+            input_names=["waveform", "keep", "state"],
+            output_names=["log_probs", "next_state"],
             dynamic_axes={"waveform": {1: "samples"}, "log_probs": {1: "frames"}},
         )
         graph = onnx.load(Path(folder) / "model.onnx")
+        share_weights(graph)
         _check_parity(model, graph.SerializeToString())
         if int8:
-            graph = _quantised(graph, Path(folder))
+            graph = quantised(graph, Path(folder), ["LSTM", "MatMul", "Gemm"])
             _check_sound(model, graph.SerializeToString())
     card = {
         "schema": SCHEMA,
@@ -72,6 +78,7 @@ def export(run: Path, out: Path, *, name: str | None = None, int8: bool = False,
         "sample_rate": audio.SAMPLE_RATE,
         "frame_shift": model.frame_shift,
         "receptive_field": model.receptive_field,
+        "bidirectional": settings.network.bidirectional,
         "description": settings.description,
         "licence": settings.licence,
         "normaliser": settings.data.normaliser,
@@ -80,17 +87,65 @@ def export(run: Path, out: Path, *, name: str | None = None, int8: bool = False,
         "config": _portable(settings),
         "version": __version__,
     }
-    _write(graph, card, out)
+    write(graph, card, out)
+
+
+class _Graph(nn.Module):
+    """What is exported of a model."""
+
+    def __init__(self, model: AcousticModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, waveform: Tensor, keep: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.stream(waveform, keep, state)
+
+
+def share_weights(graph: onnx.ModelProto) -> None:
+    """Equal weights of several operators become one: a forward direction stands twice, for the part and for its context."""
+    first: dict[tuple[object, ...], str] = {}
+    renamed: dict[str, str] = {}
+    for tensor in graph.graph.initializer:
+        content = tensor.raw_data or tensor.SerializeToString()
+        renamed[tensor.name] = first.setdefault((tensor.data_type, *tensor.dims, content), tensor.name)
+    nodes = list(graph.graph.node)
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+        if node.op_type == "Identity" and node.input[0] in renamed:  # how torch's exporter shares some itself
+            renamed[node.output[0]] = node.input[0]
+    _replace(graph.graph.node, [node for node in nodes if node.output[0] not in renamed])
+    _replace(graph.graph.initializer, [tensor for tensor in graph.graph.initializer if renamed[tensor.name] == tensor.name])
+
+
+def _replace(repeated: Any, items: list[Any]) -> None:
+    del repeated[:]
+    repeated.extend(items)
+
+
+def _split_weights(graph: onnx.ModelProto, operator: str) -> None:
+    """Each operator its own weights: quantize_dynamic quantises shared ones for the first operator only."""
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    used: set[str] = set()
+    for number, node in enumerate(graph.graph.node):
+        for index, name in enumerate(node.input):
+            if node.op_type == operator and name in used and name in tensors:
+                copy = onnx.TensorProto()
+                copy.CopyFrom(tensors[name])
+                copy.name = node.input[index] = f"{name}_{number}"
+                graph.graph.initializer.append(copy)
+            used.add(name)
 
 
 def annotate(path: Path, figures: Mapping[str, Any]) -> None:
     """Add figures, such as error rates, to the card of an exported model."""
     graph = onnx.load(path)
     card = json.loads(next(prop.value for prop in graph.metadata_props if prop.key == "asr"))
-    _write(graph, card | {"figures": {**card.get("figures", {}), **figures}}, path)
+    write(graph, card | {"figures": {**card.get("figures", {}), **figures}}, path)
 
 
-def _write(graph: onnx.ModelProto, card: Mapping[str, Any], out: Path) -> None:
+def write(graph: onnx.ModelProto, card: Mapping[str, Any], out: Path) -> None:
+    """Write a graph with its card, whole or not at all. raises: ExportError if it cannot be written, or would be refused."""
     onnx.helper.set_model_props(graph, {"asr": json.dumps(card, ensure_ascii=False)})
     temporary = out.with_name(out.name + ".part")
     try:
@@ -107,22 +162,25 @@ def _write(graph: onnx.ModelProto, card: Mapping[str, Any], out: Path) -> None:
         raise ExportError(f"{out}: cannot be written: {error.strerror}; check the folder and its free space") from None
 
 
-def _quantised(graph: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    """The graph with the weights of its LSTM and linear layers in int8, activations quantised as they come."""
+def quantised(graph: onnx.ModelProto, folder: Path, operators: Sequence[str]) -> onnx.ModelProto:
+    """The graph with the weights of these operators, features apart, in int8; activations are quantised as they come."""
     features = [node.name for node in graph.graph.node if node.name.startswith("/features")]
+    _split_weights(graph, "LSTM")
     onnx.save(graph, folder / "float.onnx")
     logging.disable(logging.WARNING)  # it recommends a preparation that changes nothing here
     try:
         quantize_dynamic(
             folder / "float.onnx",
             folder / "int8.onnx",
-            op_types_to_quantize=["LSTM", "MatMul", "Gemm"],
+            op_types_to_quantize=list(operators),
             nodes_to_exclude=features,
             weight_type=QuantType.QInt8,
         )
     finally:
         logging.disable(logging.NOTSET)
-    return onnx.load(folder / "int8.onnx")
+    graph = onnx.load(folder / "int8.onnx")
+    share_weights(graph)
+    return graph
 
 
 def _portable(settings: config.Config) -> dict[str, object]:
@@ -133,34 +191,45 @@ def _portable(settings: config.Config) -> dict[str, object]:
     return {name: value for name, value in tree.items() if name != "init"}
 
 
-def _outputs(model: AcousticModel, data: bytes) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """At several lengths: the frames, the padded waveform, and the graph's log-probabilities of it."""
+def _runs(model: AcousticModel, data: bytes) -> Iterator[tuple[int, dict[str, np.ndarray], np.ndarray, np.ndarray]]:
+    """At several lengths, whole and as a part with context: frames, the graph's inputs, its log-probabilities and state."""
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     for frames in _CHECKED_FRAMES:
         samples = rng.normal(0, _QUIET, frames * model.frame_shift).astype(np.float32)
         waveform = audio.pad(samples, model.receptive_field, model.frame_shift)[None]
-        yield frames, waveform, session.run(["log_probs"], {"waveform": waveform})[0]
+        state = np.zeros(tuple(model.network.first_state(1).shape), np.float32)
+        for keep in {frames, frames // 2 + 1}:
+            inputs = {"waveform": waveform, "keep": np.array(keep), "state": state}
+            log_probs, state = session.run(["log_probs", "next_state"], inputs)
+            yield frames, inputs, log_probs[:, :keep], state
 
 
 def _check_sound(model: AcousticModel, data: bytes) -> None:
     """Of a quantised graph: it gives probabilities. What it costs in errors only recordings can tell."""
     n_tokens = model.network.output[-1].out_features
-    for frames, _, got in _outputs(model, data):
-        if got.shape != (1, frames, n_tokens) or not np.allclose(np.exp(got).sum(axis=2), 1, atol=1e-3):
+    for frames, inputs, got, _ in _runs(model, data):
+        expected = (1, int(inputs["keep"]), n_tokens)
+        if got.shape != expected or not np.allclose(np.exp(got).sum(axis=2), 1, atol=1e-3):
             raise ExportError(
-                f"expected log-probabilities of shape {(1, frames, n_tokens)} from the int8 graph at {frames} frames, got "
+                f"expected log-probabilities of shape {expected} from the int8 graph at {frames} frames, got "
                 f"{got.shape} that are none; nothing was written: export it without --int8"
             )
 
 
 def _check_parity(model: AcousticModel, data: bytes) -> None:
-    for frames, waveform, got in _outputs(model, data):
+    for frames, inputs, *got in _runs(model, data):
+        keep = int(inputs["keep"])
         with torch.no_grad():
-            expected = model(torch.from_numpy(waveform)).numpy()
-        if got.shape != expected.shape or not np.allclose(got, expected, atol=_TOLERANCE, rtol=_TOLERANCE):
-            worst = np.abs(got - expected).max() if got.shape == expected.shape else f"{got.shape} for {expected.shape}"
-            raise ExportError(
-                f"expected the exported graph to match torch within {_TOLERANCE} at {frames} frames, got {worst}; "
-                "nothing was written: check the versions of torch, onnx and onnxruntime"
-            )
+            log_probs, state = model.stream(*(torch.from_numpy(inputs[name]) for name in ("waveform", "keep", "state")))
+        for result, expected in zip(got, (log_probs[:, :keep].numpy(), state.numpy()), strict=True):
+            if result.shape != expected.shape or not np.allclose(result, expected, atol=_TOLERANCE, rtol=_TOLERANCE):
+                worst = (
+                    np.abs(result - expected).max()
+                    if result.shape == expected.shape
+                    else f"{result.shape} for {expected.shape}"
+                )
+                raise ExportError(
+                    f"expected the exported graph to match torch within {_TOLERANCE} at {frames} frames, got {worst}; "
+                    "nothing was written: check the versions of torch, onnx and onnxruntime"
+                )

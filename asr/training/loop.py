@@ -30,6 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, tr
 from torch import Tensor, nn
 
 from asr import __version__, ctc, metrics
+from asr.audio import SAMPLE_RATE
 from asr.errors import AsrError
 from asr.tokens import BLANK, Tokens
 from asr.training import augment, checkpoint, config, plots
@@ -232,8 +233,23 @@ class _Session:
             features = self.model.normalised_features(waveforms)
             if self.model.training and self.state.spec_augment and self.settings.augment.spec_augment:
                 features = augment.spec_augment(features, self.settings.augment.spec_augment)
-        log_probs, lengths = self.network(features, self._frames(batch))
+        log_probs, lengths = self.network(features, self._frames(batch), self._chunk())
         return _ctc_losses(log_probs, lengths, batch)
+
+    def _chunk(self) -> tuple[int, int] | None:
+        """In how many frames, and with how many to their right, this batch is heard; None for whole utterances."""
+        stream = self.settings.stream
+        if stream is None:
+            return None
+        share, part, context = torch.rand(3).tolist()
+        if share >= stream.share:
+            return None
+        shift_s = self.model.frame_shift / SAMPLE_RATE
+        (shortest, longest), (least, most) = stream.chunk_s, stream.right_context_s
+        return (
+            max(1, round((shortest + part * (longest - shortest)) / shift_s)),
+            round((least + context * (most - least)) / shift_s),
+        )
 
     def _frames(self, batch: Batch) -> Tensor:
         frames = [self.model.features.frames(length) for length in batch.lengths.tolist()]

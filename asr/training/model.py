@@ -70,7 +70,7 @@ class RecurrentLayer(nn.Module):
             input_size
         )
         directions = 2 if settings.bidirectional else 1
-        self.directions = nn.ModuleList(_rnn(settings.cell, input_size, settings.hidden) for _ in range(directions))
+        self.directions = nn.ModuleList(recurrent(settings.cell, input_size, settings.hidden) for _ in range(directions))
         out = settings.hidden * directions
         self.projection = nn.Linear(out, settings.projection) if settings.projection else nn.Identity()
         self.dropout = Dropout(settings.dropout)
@@ -79,7 +79,36 @@ class RecurrentLayer(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """x: (T, B, F); lengths: (B,) frames, or None where every frame is valid -> (T, B, size)."""
         x = self.norm(x, lengths) if self.norm_kind == "batch" else self.norm(x)
-        outputs = [self.directions[0](x)[0]]
+        return self._joined(x, lengths, self.directions[0](x)[0])
+
+    def chunk(self, x: Tensor, lengths: Tensor | None, keep: int | Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """A part of an utterance, and context to the right of it that the backward direction sees as well.
+
+        The forward direction carries its state from part to part; over the context it runs ahead without keeping it, for
+        the layers above to have something to look at. The backward direction starts from zero where the context ends.
+
+        x: (T, B, F), the first `keep` frames of which are the part; state: (S, B, hidden), S = 2 for an LSTM, else 1.
+        returns: (T, B, size), in one direction only the part's frames; and the state after the part.
+        """
+        x = self.norm(x, lengths) if self.norm_kind == "batch" else self.norm(x)
+        forward, state = self._carry(x[:keep], state)
+        if len(self.directions) == 1:  # nothing looks at the context
+            return self._joined(x, lengths, forward), state
+        # One frame of nothing more, or a part without context would be a sequence without frames, which ONNX has not.
+        ahead = torch.cat([x[keep:], torch.zeros_like(x[:1])])
+        return self._joined(x, lengths, torch.cat([forward, self._carry(ahead, state)[0][:-1]])), state
+
+    def _carry(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        rnn = self.directions[0]
+        if isinstance(rnn, nn.LSTM):
+            y, (h, c) = rnn(x, (state[:1].contiguous(), state[1:].contiguous()))
+            return y, torch.cat([h, c])
+        y, h = rnn(x, state)
+        return y, h
+
+    def _joined(self, x: Tensor, lengths: Tensor | None, forward: Tensor) -> Tensor:
+        """The layer's output, given its normalised input and that of its forward direction."""
+        outputs = [forward]
         if len(self.directions) == 2:
             outputs.append(_reverse(self.directions[1](_reverse(x, lengths))[0], lengths))
         y: Tensor = self.dropout(self.projection(torch.cat(outputs, dim=2)))
@@ -120,16 +149,58 @@ class Network(nn.Module):
         """How many frames come out of T frames of features."""
         return max(0, _after_convs(n_frames, self.stages))
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, chunk: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """chunk: output frames of each part and of the context to its right, as a stream hears them; None for the whole."""
+        if lengths is not None:
+            for _ in range(self.stages):
+                lengths = torch.div(lengths - 3, 2, rounding_mode="floor") + 1
+        x = self._subsampled(x)
+        if chunk is None:
+            for layer in self.layers:
+                x = layer(x, lengths)
+            return self._log_probs(x), lengths
+        part, context = chunk
+        state = self.first_state(x.shape[1]).to(x)
+        outputs = []
+        for start in range(0, len(x), part):
+            window = x[start : start + part + context]
+            left = None if lengths is None else (lengths - start).clamp(min=0, max=len(window))
+            keep = min(part, len(window))
+            log_probs, state = self.chunk(window, left, keep, state)
+            outputs.append(log_probs[:, :keep])
+        return torch.cat(outputs, dim=1), lengths
+
+    def chunk(self, x: Tensor, lengths: Tensor | None, keep: int | Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (B, T, V) of a part with its context, subsampled (T, B, F); the state (L S, B, hidden) after it.
+
+        source: Zhang et al. 2016, "Highway Long Short-Term Memory RNNs for Distant Speech Recognition" (latency-controlled
+                bidirectional layers); Xue & Yan 2017, "Improving latency-controlled BLSTM acoustic models".
+        """
+        states = []
+        layer: Any
+        for layer, before in zip(self.layers, state.chunk(len(self.layers)), strict=True):
+            x, after = layer.chunk(x, lengths, keep, before)
+            states.append(after)
+        return self._log_probs(x), torch.cat(states)
+
+    def first_state(self, batch: int) -> Tensor:
+        """The state of all forward directions before the first frame, (L S, B, hidden) zeros."""
+        layer: Any = self.layers[0]
+        rnn = layer.directions[0]
+        per_layer = 2 if isinstance(rnn, nn.LSTM) else 1
+        return torch.zeros(len(self.layers) * per_layer, batch, rnn.hidden_size)
+
+    def _subsampled(self, x: Tensor) -> Tensor:
+        """(B, T, F) -> (T', B, F')."""
         if self.stages:
             x = self.conv(x[:, None]).transpose(1, 2).flatten(2)  # (B, C, T', F') -> (B, T', C F')
-            if lengths is not None:
-                for _ in range(self.stages):
-                    lengths = torch.div(lengths - 3, 2, rounding_mode="floor") + 1
-        x = x.transpose(0, 1)
-        for layer in self.layers:
-            x = layer(x, lengths)
-        return self.output(x).float().log_softmax(dim=2).transpose(0, 1), lengths
+        return x.transpose(0, 1)
+
+    def _log_probs(self, x: Tensor) -> Tensor:
+        log_probs: Tensor = self.output(x).float().log_softmax(dim=2).transpose(0, 1)
+        return log_probs
 
 
 class AcousticModel(nn.Module):
@@ -183,6 +254,15 @@ class AcousticModel(nn.Module):
         log_probs: Tensor = self.network(self.normalised_features(waveform))[0]
         return log_probs
 
+    def stream(self, waveform: Tensor, keep: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One part of a stream, as the exported graph computes it; a whole utterance is one part without context.
+
+        waveform: (B, N), the samples that the frames of the part and of its right context see.
+        keep:     the frames of the part.  state: of Network.first_state, or from the part before.
+        returns:  (B, T, V) log-probabilities, of which the first `keep` count, and the state for the next part.
+        """
+        return self.network.chunk(self.network._subsampled(self.normalised_features(waveform)), None, keep, state)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -228,7 +308,7 @@ def summary(model: AcousticModel, duration_s: float = 10.0) -> list[Row]:
     return rows
 
 
-def _rnn(cell: str, input_size: int, hidden: int) -> nn.RNNBase:
+def recurrent(cell: str, input_size: int, hidden: int) -> nn.RNNBase:
     """One direction of one layer, with the initial weights that let gradients through time.
 
     Recurrent matrices are orthogonal (Saxe et al. 2014); an LSTM's forget gate starts open (Gers et al. 2000; Jozefowicz

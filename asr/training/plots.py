@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ def gradients(run: Path) -> None:
     _save(figure, run / "gradients.png")
 
 
-def reliability(path: Path, title: str, counts: np.ndarray, confidence: np.ndarray, accuracy: np.ndarray) -> None:
-    """What words of a confidence are worth, (K,) bins each: on the diagonal, it is the share of them that is right."""
+def reliability(title: str, counts: np.ndarray, confidence: np.ndarray, accuracy: np.ndarray) -> bytes:
+    """A PNG of what words of a confidence are worth, (K,) bins each: on the diagonal, that share of them is right."""
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     filled = counts > 0
     axes.plot([0, 1], [0, 1], color="0.7", lw=1)
@@ -58,7 +59,9 @@ def reliability(path: Path, title: str, counts: np.ndarray, confidence: np.ndarr
     )
     axes.set(xlabel="confidence", ylabel="share of the words that are right", xlim=(0, 1), ylim=(0, 1))
     axes.set_title(title, fontsize=10)
-    _save(figure, path)
+    picture = io.BytesIO()
+    _save(figure, picture)
+    return picture.getvalue()
 
 
 def _read_log(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -70,6 +73,6 @@ def _epoch_ends(steps: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> li
     return [max((row["step"] for row in steps if row["epoch"] <= epoch["epoch"]), default=0) for epoch in epochs]
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=120)
+def _save(figure: Any, to: Path | io.BytesIO) -> None:
+    figure.savefig(to, dpi=120)
     plt.close(figure)

@@ -1,0 +1,206 @@
+"""A model's ONNX file -> log-probabilities: of whole utterances, or part by part. onnxruntime and NumPy only."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from asr import audio, onnxfile
+from asr.errors import AsrError
+from asr.tokens import TokenError, Tokens
+
+SCHEMA = 2  # the newest metadata that this version understands; 1 was of networks that only hear whole utterances
+DEFAULT_MODEL = "digits"
+MAX_RECEPTIVE_S = 30.0  # of one frame's convolutions; no network of sense comes near it
+_MAX_STATE = 1 << 20  # numbers
+_MAX_MEMORY = 8 << 30  # bytes, for all networks of a process; twice what 20 minutes take in a large one
+_BUNDLED = Path(__file__).parent / "models"
+
+
+class ModelError(AsrError):
+    """A model file that is missing, not one of this package's, or of a newer version."""
+
+
+class Network:
+    """The network in a model's file, and the card that `asr export` wrote there. Safe to share between threads.
+
+    path:            of the ONNX file, see find_model.
+    threads:         of onnxruntime.
+    tokens:          the vocabulary; V = len(tokens).
+    frame_shift:     samples from one frame to the next; frame_shift_s is the same in seconds.
+    receptive_field: samples that one frame's convolutions see; `left` of them lie before the frame's own.
+    bidirectional:   whether it looks ahead, so that a part of a stream wants context on its right.
+    can_stream:      whether it takes an utterance in parts; files of schema 1 do not.
+    raises:          ModelError.
+    """
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        if threads < 1:
+            raise ModelError(f"expected at least 1 thread, got {threads}")
+        self.path = path
+        _limit_memory()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what it would log is in its exceptions
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads sleep
+        options.add_session_config_entry("session.use_env_allocators", "1")  # that of _limit_memory
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # or it would guess
+        options.intra_op_num_threads = threads
+        try:
+            # Folding constants would compute outside of the limited memory, and these networks gain nothing by it.
+            self._session = onnxruntime.InferenceSession(
+                onnxfile.read(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["ConstantFolding"],
+            )
+        except PermissionError:
+            raise ModelError(f"{path}: no permission to read this file; change its mode or its owner") from None
+        except Exception as error:  # onnxruntime has no narrower class for bad files
+            raise ModelError(
+                f"{path}: expected a model (ONNX) written by asr export, got: {_reason(error)}; "
+                "export it again, or get a whole copy"
+            ) from None
+        self.card = _read_card(self._session, path)
+        self.name: str = self.card["name"]
+        try:
+            self.tokens = Tokens(self.card["tokens"])
+        except (TokenError, TypeError) as error:
+            raise ModelError(f"{path}: {error}; export the model again") from None
+        self.frame_shift: int = self.card["frame_shift"]
+        self.frame_shift_s = self.frame_shift / audio.SAMPLE_RATE
+        self.receptive_field: int = self.card["receptive_field"]
+        self.left = (self.receptive_field - self.frame_shift) // 2
+        self.bidirectional = bool(self.card.get("bidirectional", True))
+        shapes = {one.name: one.shape for one in self._session.get_inputs()}
+        self.can_stream = "state" in shapes
+        self._state_shape = tuple(shapes.get("state", (1, 1, 1)))
+        sizes = [size for size in self._state_shape if isinstance(size, int) and size > 0]
+        if len(sizes) != 3 or sizes[1] != 1 or np.prod([float(size) for size in sizes]) > _MAX_STATE:
+            raise ModelError(
+                f"{path}: expected a state of the network, got {self._state_shape}; export the model again"
+            )
+        self.log_probs(np.zeros(1, np.float32))  # a network that cannot run is refused here, not with every recording
+
+    def first_state(self) -> np.ndarray:
+        """The state before the first part of a stream, float32."""
+        return np.zeros(self._state_shape, np.float32)
+
+    def log_probs(self, waveform: np.ndarray) -> np.ndarray:
+        """(T, V) float32, natural log, of a whole utterance (N,); T = ceil(N / frame_shift). raises: ModelError."""
+        return self.part(audio.pad(waveform, self.receptive_field, self.frame_shift))[0]
+
+    def part(
+        self, samples: np.ndarray, keep: int | None = None, state: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The log-probabilities of a part of an utterance, and the state for the next one.
+
+        samples: (N,), what the part's frames and those of its right context see: N = receptive_field + (T - 1) frame_shift.
+        keep:    the frames of the part; None for all, without context.
+        state:   from the part before; None at the beginning.
+        returns: (keep, V) float32, natural log.
+        raises:  ModelError if the network cannot stream, cannot run, or gives something else.
+        """
+        frames = (len(samples) - self.receptive_field) // self.frame_shift + 1
+        keep = frames if keep is None else keep
+        inputs = {"waveform": samples[None]}
+        names = ["log_probs"]
+        if self.can_stream:
+            inputs |= {"keep": np.array(keep), "state": self.first_state() if state is None else state}
+            names.append("next_state")
+        elif keep != frames or state is not None:
+            raise ModelError(f"{self.path}: this model only hears whole utterances; export it again, with this version")
+        try:
+            log_probs, *after = self._session.run(names, inputs)
+        except Exception as error:  # onnxruntime has no narrower class here either
+            raise ModelError(f"{self.path}: the network cannot run: {_reason(error)}; export it again") from None
+        got_frames = (
+            log_probs.shape[1] if log_probs.ndim == 3 and self.can_stream and not self.bidirectional else frames
+        )
+        expected = f"float32 {(1, got_frames, len(self.tokens))}"
+        got = f"{log_probs.dtype} {log_probs.shape}"
+        if got != expected or np.isnan(log_probs).any() or got_frames < keep:
+            raise ModelError(
+                f"{self.path}: expected log-probabilities of the network, {expected}, "
+                f"got {got if got != expected else 'NaN'}; train it again"
+            )
+        return np.asarray(log_probs[0, :keep]), after[0] if after else self.first_state()
+
+
+def models() -> dict[str, Path]:
+    """The models known by name: those in the package, and NAME.onnx in $ASR_MODELS (if not set, ~/.asr/models)."""
+    own = Path(os.environ.get("ASR_MODELS") or Path.home() / ".asr" / "models")
+    return {path.stem: path for path in (*sorted(_BUNDLED.glob("*/*.onnx")), *sorted(own.glob("*.onnx")))}
+
+
+def find_model(model: str | Path | None) -> Path:
+    """The file of a model given by path or by name. raises: ModelError listing the names there are."""
+    path = Path(model if model is not None else DEFAULT_MODEL)
+    named = models()
+    if str(path) in named:
+        return named[str(path)]
+    try:
+        if path.is_file():
+            return path
+        what = "a folder" if path.is_dir() else "a device" if path.exists() else "no such file"
+    except OSError as error:  # a name too long, a folder above it that may not be entered
+        what = str(error.strerror)
+    raise ModelError(f"{path}: expected a model file (.onnx) or one of the names {', '.join(named)}; got {what}")
+
+
+@functools.cache
+def _limit_memory() -> None:
+    """One arena for the tensors of all networks of this process, which refuses to grow beyond _MAX_MEMORY.
+
+    Or a few numbers in a model file could ask for all memory there is.
+    """
+    kind, use = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+    memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use)
+    with contextlib.suppress(RuntimeError):  # the program around us has registered one before, which serves too
+        onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg({"max_mem": _MAX_MEMORY}))
+
+
+def _reason(error: Exception) -> str:
+    """The last line of an exception's message: in those of onnxruntime, what went wrong after where it did."""
+    return str(error).strip().rpartition("\n")[2].rstrip(".") or type(error).__name__
+
+
+def _read_card(session: Any, path: Path) -> dict[str, Any]:
+    """The metadata that `asr export` wrote."""
+    try:
+        text = session.get_modelmeta().custom_metadata_map.get("asr")
+    except UnicodeDecodeError:
+        raise ModelError(f"{path}: expected metadata in UTF-8, got other bytes; export it again") from None
+    if text is None:
+        raise ModelError(f"{path}: expected a model written by asr export, got an ONNX file without its metadata")
+    try:
+        card: dict[str, Any] = json.loads(text)
+        schema = int(card["schema"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise ModelError(
+            f"{path}: expected metadata written by asr export, got {text[:60]!r}; export it again"
+        ) from None
+    if schema > SCHEMA:
+        raise ModelError(
+            f"{path}: written with model schema {schema}, this version knows {SCHEMA}; update the package; "
+            "in a clone of this project: git pull, then pip install ."
+        )
+    kinds = {"name": str, "tokens": list, "sample_rate": int, "frame_shift": int, "receptive_field": int}
+    missing = [key for key, kind in kinds.items() if not isinstance(card.get(key), kind)]
+    if missing:
+        fault = f"lacks {', '.join(missing)}"
+    elif card["sample_rate"] != audio.SAMPLE_RATE:
+        fault = f"has a sample rate of {card['sample_rate']}"
+    elif not 0 < card["frame_shift"] <= card["receptive_field"] <= MAX_RECEPTIVE_S * audio.SAMPLE_RATE:
+        fault = f"has frames of {card['receptive_field']} samples, {card['frame_shift']} apart"
+    else:
+        return card
+    raise ModelError(
+        f"{path}: expected the metadata of a {audio.SAMPLE_RATE} Hz model, but it {fault}; export it again"
+    )

@@ -1,0 +1,258 @@
+"""Audio as it arrives -> text as it is spoken. No microphone, no files, no clock: samples in, events out.
+
+The network hears the audio in chunks of a few hundred milliseconds, each with a little of what follows it (its right
+context), and the beam search goes on from chunk to chunk: so there is a text at any time, of which the beginning that all
+hypotheses share cannot change any more. When the speaker pauses, the whole utterance is heard once more from both ends,
+as a file would be, and that text is the final one.
+
+Nothing depends on how the samples are cut: the chunks are counted from the first sample on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from asr import audio
+from asr.decoder import Decoder
+from asr.errors import AsrError
+from asr.network import Network
+from asr.tokens import BLANK
+from asr.transcript import Word, sounded_out
+
+CHUNK_S = 0.32
+RIGHT_CONTEXT_S = 0.24
+
+
+class StreamError(AsrError):
+    """Settings that a stream cannot keep, or samples fed after its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The text of the utterance so far. stable: words that stay until the final text; unstable: what may change.
+
+    time_s: how much of the stream it stands for, from the stream's start.
+    """
+
+    stable: str
+    unstable: str
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """An utterance's text, with its words timed from the stream's start. start_s, end_s: the stretch that it stands for."""
+
+    text: str
+    words: tuple[Word, ...]
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The utterance ended here, seconds from the stream's start. why: the rule that ended it, or "end" of the stream."""
+
+    time_s: float
+    why: str
+
+
+Event = Partial | Final | Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Endpointing:
+    """When an utterance ends, in seconds; silence is where the network is surest of blank, or of the space.
+
+    pause:       after words, so much silence.
+    long_pause:  once the utterance is `long`, this shorter silence will do.
+    idle:        without any word, so much silence; there is no text then.
+    longest:     an utterance ends here in any case, at its longest pause.
+    """
+
+    pause: float = 0.8
+    long_pause: float = 0.32
+    long: float = 12.0
+    idle: float = 5.0
+    longest: float = 28.0
+
+
+class Stream:
+    """Recognises one stream; made by Recognizer.stream. Not to be shared between threads.
+
+    network, decoder: of the recogniser.
+    chunk_s:          each chunk's length; a text follows speech by this and the right context at most, and by half a
+                      chunk less on average.
+    right_context_s:  what the network hears beyond each chunk. One-directional networks have no use for it.
+    endpointing:      the rules.
+    raises:           StreamError for lengths that are none; ModelError if the network only hears whole utterances.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        decoder: Decoder,
+        *,
+        chunk_s: float = CHUNK_S,
+        right_context_s: float = RIGHT_CONTEXT_S,
+        endpointing: Endpointing | None = None,
+    ) -> None:
+        rules = endpointing or Endpointing()
+        shift_s = network.frame_shift_s
+        if not (shift_s <= chunk_s <= 30 and 0 <= right_context_s <= 30):
+            raise StreamError(
+                f"expected chunks of {shift_s} to 30 s and a right context of 0 to 30 s, got {chunk_s} and {right_context_s}"
+            )
+        if not (0 < rules.long_pause <= rules.pause <= rules.idle and 0 < rules.long <= rules.longest <= 600):
+            raise StreamError(
+                f"expected 0 < long_pause <= pause <= idle, and 0 < long <= longest <= 600 s, got {rules}"
+            )
+        self._network, self._decoder, self._rules = network, decoder, rules
+        self._chunk = max(1, round(chunk_s / shift_s))
+        self._context = round(right_context_s / shift_s) if network.bidirectional else 0
+        self._space = decoder.tokens.symbols.index(" ") if " " in decoder.tokens.symbols else BLANK
+        # Frames are numbered from the stream's start. The network's state and the beam have heard up to `_done`.
+        self._done = 0
+        self._start = 0  # the utterance's first frame
+        self._audio = np.zeros(network.left, np.float32)  # what the frames from `_start` on see
+        self._fed = 0  # samples
+        self._ended = False
+        self._begin()
+        self._network.part(np.zeros(network.receptive_field, np.float32), 1, network.first_state())
+
+    def feed(self, samples: np.ndarray) -> list[Event]:
+        """The events of more audio, (n,) float32 at 16 kHz, any n. raises: AudioError; StreamError after flush."""
+        if self._ended:
+            raise StreamError("expected no more samples after flush(); start another stream")
+        if np.size(samples) == 0:
+            return []
+        samples = audio.as_waveform(samples, audio.SAMPLE_RATE)
+        self._audio = np.concatenate([self._audio, samples])
+        self._fed += len(samples)
+        events: list[Event] = []
+        while self._heard() - self._done >= self._chunk + self._context:
+            events += self._advance(self._chunk, self._chunk + self._context)
+        return events
+
+    def flush(self) -> list[Event]:
+        """The events of what is left, as if silence followed; the stream is over."""
+        if self._ended:
+            return []
+        self._ended = True
+        # As many frames as a file of this length has: the last may see beyond the end, where there is nothing.
+        last = -(-self._fed // self._network.frame_shift)
+        missing = (
+            (last - 1) * self._network.frame_shift + self._network.receptive_field - self._network.left - self._fed
+        )
+        self._audio = np.pad(self._audio, (0, max(0, missing)))
+        events: list[Event] = []
+        while self._done < last:
+            left = last - self._done
+            events += self._advance(min(self._chunk, left), min(self._chunk + self._context, left))
+        if self._done > self._start:
+            events += self._end_utterance(self._done, "end")
+        return events
+
+    @property
+    def time_s(self) -> float:
+        """How much audio was fed."""
+        return self._fed / audio.SAMPLE_RATE
+
+    def _begin(self) -> None:
+        """A new utterance at `_done`."""
+        self._start = self._done
+        self._state = self._network.first_state()
+        self._search = self._decoder.search()
+        self._silent = np.zeros(0, bool)  # of each frame since the start
+        self._said = ""  # the last partial text
+        self._stable = 0  # how many of its words are certain
+
+    def _heard(self) -> int:
+        """How many frames, from the stream's start, can see all that they need."""
+        network = self._network
+        return self._start + max(0, (len(self._audio) - network.receptive_field) // network.frame_shift + 1)
+
+    def _samples(self, first: int, frames: int) -> np.ndarray:
+        """What some frames see, from the utterance's start on."""
+        shift = self._network.frame_shift
+        at = (first - self._start) * shift
+        return self._audio[at : at + (frames - 1) * shift + self._network.receptive_field]
+
+    def _advance(self, keep: int, frames: int) -> Iterator[Event]:
+        """Hear the next `keep` frames, with the rest of `frames` as their context."""
+        log_probs, self._state = self._network.part(self._samples(self._done, frames), keep, self._state)
+        self._search.advance(log_probs)
+        self._silent = np.concatenate([self._silent, np.isin(log_probs.argmax(axis=1), [BLANK, self._space])])
+        self._done += keep
+        yield from self._partial()
+        yield from self._endpoint()
+
+    def _partial(self) -> Iterator[Event]:
+        """The text so far, if it has changed."""
+        found = self._search.hypotheses(self._decoder.beam, ended=False)
+        if not found:
+            return
+        texts = [self._decoder.tokens.decode(one.token_ids) for one in found]
+        words = texts[0].split()
+        # Whatever the search finds later grows from one of these: the words that all begin with, less the last, which may
+        # not be complete, will be in it.
+        shared = min(_shared_words(texts[0], text) for text in texts)
+        if (said := " ".join(words)) != self._said or shared > self._stable:
+            self._said, self._stable = said, max(shared, self._stable)
+            stable, unstable = words[: self._stable], words[self._stable :]
+            yield Partial(" ".join(stable), " ".join(unstable), self._done * self._network.frame_shift_s)
+
+    def _endpoint(self) -> Iterator[Event]:
+        shift_s, rules = self._network.frame_shift_s, self._rules
+        length_s = len(self._silent) * shift_s
+        loud = np.flatnonzero(~self._silent)
+        trailing_s = length_s - (loud[-1] + 1) * shift_s if len(loud) else length_s
+        if not len(loud):
+            if length_s >= rules.idle:
+                yield from self._end_utterance(self._done, "idle")
+        elif trailing_s >= rules.pause:
+            yield from self._end_utterance(self._done, "pause")
+        elif length_s >= rules.long and trailing_s >= rules.long_pause:
+            yield from self._end_utterance(self._done, "long")
+        elif length_s >= rules.longest:
+            yield from self._end_utterance(self._start + self._longest_pause(), "longest")
+
+    def _longest_pause(self) -> int:
+        """The middle of the utterance's longest silence in its second half, frames from its start."""
+        edges = np.flatnonzero(np.diff(self._silent, prepend=False, append=False))
+        starts, ends = edges[::2], edges[1::2]
+        late = ends > len(self._silent) // 2
+        if not late.any():
+            return len(self._silent)
+        longest = int(np.argmax(np.where(late, ends - starts, 0)))
+        return int(starts[longest] + ends[longest]) // 2 + 1
+
+    def _end_utterance(self, end: int, why: str) -> Iterator[Event]:
+        """Decode the utterance up to a frame again, from both ends, and begin another there."""
+        shift_s = self._network.frame_shift_s
+        log_probs, _ = self._network.part(self._samples(self._start, end - self._start))
+        offset_s = self._start * shift_s
+        words = self._decoder.words(self._decoder(log_probs), log_probs, shift_s, offset_s)
+        if words:
+            text = " ".join(word.text for word in words)
+            yield Final(text, sounded_out(words, end * shift_s), offset_s, end * shift_s)
+        yield Endpoint(end * shift_s, why)
+        again, self._done = self._done, end
+        self._audio = self._audio[(end - self._start) * self._network.frame_shift :]
+        self._begin()
+        while self._done < again:  # cut before what has been heard: hear the rest as the next utterance's beginning
+            frames = min(self._chunk, again - self._done)
+            yield from self._advance(frames, min(frames + self._context, self._heard() - self._done))
+
+
+def _shared_words(text: str, other: str) -> int:
+    """How many complete words two texts have in common from their start on; the last of a text is not complete."""
+    count = 0
+    for one, two in zip(text.split(" ")[:-1], other.split(" ")[:-1], strict=False):
+        if one != two:
+            break
+        count += bool(one)
+    return count

@@ -1,0 +1,165 @@
+"""tools/bench live: what a stream costs in errors, time and memory."""
+
+import argparse
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from asr import audio, manifest, metrics
+from asr.network import Network
+from asr.recognizer import Recognizer
+from asr.stream import Endpoint, Final, Partial
+from asr.text import english
+
+LATENCIES = [(0.16, 0.16), (0.32, 0.24), (0.32, 0.32), (0.64, 0.32), (0.64, 0.64), (1.28, 0.64), (2.56, 1.28)]
+BLOCK = 1600  # samples; a microphone's
+
+
+def live(arguments: argparse.Namespace) -> None:
+    """WER against latency of one model: in chunks with right context, first pass and final text, beside whole utterances.
+
+    Then, with --minutes, recordings played at real time: how long after the end of each word it is on the screen for good,
+    and the share of one core that this takes.
+    """
+    recognizer = Recognizer(arguments.model, lm=arguments.lm, beam=arguments.beam)
+    utterances = manifest.read(arguments.manifest)[: arguments.limit]
+    waveforms = [audio.read(utterance.audio) for utterance in utterances]
+    references = [english(utterance.text) for utterance in utterances]
+    network, decoder = recognizer.network, recognizer.decoder
+
+    def wer(texts: list[str]) -> float:
+        return 100 * metrics.word_errors(references, texts).rate
+
+    def best(log_probs: np.ndarray) -> str:
+        found = decoder.texts(decoder(log_probs), 1)
+        return found[0][0] if found else ""
+
+    whole = wer([best(network.log_probs(waveform)) for waveform in waveforms])
+    print(f"{len(utterances)} utterances; whole utterances: WER {whole:.2f} %\n")
+    print(
+        "| chunk + right context, s | latency at most, s | WER while speaking | relative | WER of the final texts |\n|---|---|---|---|---|"
+    )
+    points = []
+    for chunk_s, context_s in LATENCIES:
+        first = wer([best(_in_parts(network, waveform, chunk_s, context_s)) for waveform in waveforms])
+        texts = []
+        for waveform in waveforms:
+            stream = recognizer.stream(chunk_s=chunk_s, right_context_s=context_s)
+            events = stream.feed(waveform) + stream.flush()
+            texts.append(" ".join(event.text for event in events if isinstance(event, Final)))
+        final = wer(texts)
+        points.append((chunk_s + context_s, first, final))
+        print(f"| {chunk_s} + {context_s} | {chunk_s + context_s:.2f} | {first:.2f} % | "
+              f"{100 * (first / whole - 1):+.1f} % | {final:.2f} % |", flush=True)  # fmt: skip
+    if arguments.chart:
+        _chart(points, whole, arguments.chart)
+    if arguments.minutes:
+        _real_time(recognizer, waveforms, arguments.minutes)
+
+
+def day(arguments: argparse.Namespace) -> None:
+    """Hours of audio through one stream as fast as it goes: memory, times and words at the beginning and at the end."""
+    recognizer = Recognizer(arguments.model, lm=arguments.lm)
+    stream = recognizer.stream(chunk_s=arguments.chunk, right_context_s=arguments.context)
+    lap = [audio.read(utterance.audio) for utterance in manifest.read(arguments.manifest)[: arguments.limit]]
+    samples = np.concatenate([np.concatenate([one, np.zeros(16_000, np.float32)]) for one in lap])
+    laps = round(arguments.hours * 3600 * audio.SAMPLE_RATE / len(samples))
+    print(f"{laps} times {len(samples) / audio.SAMPLE_RATE:.0f} s of recordings with pauses")
+    started = time.perf_counter()
+    words, last_end = 0, 0.0
+    for number in range(laps):
+        in_lap = 0
+        for at in range(0, len(samples), BLOCK):
+            for event in stream.feed(samples[at : at + BLOCK]):
+                if isinstance(event, Final):
+                    in_lap += len(event.words)
+                elif isinstance(event, Endpoint):
+                    assert event.time_s >= last_end
+                    last_end = event.time_s
+        words += in_lap
+        if number in (0, 1) or number % max(1, laps // 12) == 0 or number == laps - 1:
+            resident = int(
+                next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in line).split()[1]
+            )
+            print(f"{stream.time_s / 3600:6.2f} h  {in_lap} words this time  the last utterance ended "
+                  f"{stream.time_s - last_end:.2f} s ago  {resident / 1024:.0f} MB resident", flush=True)  # fmt: skip
+    spent = time.perf_counter() - started
+    stream.flush()
+    print(f"{stream.time_s / 3600:.2f} h in {spent:.0f} s, {stream.time_s / spent:.0f} x real time; {words} words")
+
+
+def _in_parts(network: Network, waveform: np.ndarray, chunk_s: float, context_s: float) -> np.ndarray:
+    """The log-probabilities that a stream has of an utterance."""
+    shift = network.frame_shift
+    chunk, context = max(1, round(chunk_s / network.frame_shift_s)), round(context_s / network.frame_shift_s)
+    context = context if network.bidirectional else 0
+    padded = audio.pad(waveform, network.receptive_field, shift)
+    frames, state, parts = -(-len(waveform) // shift), None, []
+    for start in range(0, frames, chunk):
+        stop = min(start + chunk + context, frames)
+        heard = padded[start * shift : (stop - 1) * shift + network.receptive_field]
+        log_probs, state = network.part(heard, min(chunk, frames - start), state)
+        parts.append(log_probs)
+    return np.concatenate(parts)
+
+
+def _played(samples: np.ndarray) -> Iterator[np.ndarray]:
+    """Blocks at the time at which a microphone would have them."""
+    started = time.monotonic()
+    for at in range(0, len(samples), BLOCK):
+        block = samples[at : at + BLOCK]
+        time.sleep(max(0.0, started + (at + len(block)) / audio.SAMPLE_RATE - time.monotonic()))
+        yield block
+
+
+def _real_time(recognizer: Recognizer, waveforms: list[np.ndarray], minutes: float) -> None:
+    """Word latency: from a word's end, as the final text has it, to the first text with it in its place to stay."""
+    enough = []
+    while sum(map(len, enough)) < minutes * 60 * audio.SAMPLE_RATE and len(enough) < len(waveforms):
+        enough.append(waveforms[len(enough)])
+    samples = np.concatenate([np.concatenate([one, np.zeros(12_000, np.float32)]) for one in enough])
+    stream = recognizer.stream()
+    shown: list[tuple[float, list[str]]] = []  # of the utterance: when, and the words on the screen
+    latencies: list[float] = []
+    busy, started = time.process_time(), time.monotonic()
+    for block in _played(samples):
+        events = stream.feed(block)
+        now = time.monotonic() - started
+        for event in events:
+            if isinstance(event, Partial):
+                shown.append((now, [*event.stable.split(), *event.unstable.split()]))
+            elif isinstance(event, Final):
+                shown.append((now, event.text.split()))
+                for place, word in enumerate(event.words):
+                    since = now
+                    for when, words in reversed(shown):
+                        if words[place : place + 1] != [word.text]:
+                            break
+                        since = when
+                    latencies.append(since - word.end_s)
+            else:
+                shown.clear()
+    busy = time.process_time() - busy
+    heard_s = len(samples) / audio.SAMPLE_RATE
+    print(f"\n{heard_s / 60:.1f} minutes played at real time, {len(latencies)} words: from a word's end to its place on the "
+          f"screen median {np.median(latencies):.2f} s, 95th percentile {np.percentile(latencies, 95):.2f} s; "
+          f"{100 * busy / heard_s:.1f} % of one core")  # fmt: skip
+    print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB resident at most")
+
+
+def _chart(points: list[tuple[float, float, float]], whole: float, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    latency, first, final = zip(*points, strict=True)
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.plot(latency, first, marker="o", label="while speaking")
+    axes.plot(latency, final, marker="o", label="final text")
+    axes.axhline(whole, color="0.6", lw=1, label="whole utterances")
+    axes.set(xlabel="chunk + right context, s", ylabel="WER, %", ylim=(0, None), xscale="log")
+    axes.set_xticks(latency, [f"{x:g}" for x in latency])
+    axes.minorticks_off()
+    axes.legend()
+    figure.savefig(path, dpi=120)
