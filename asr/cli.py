@@ -14,7 +14,7 @@ import typer
 from asr.errors import AsrError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     from rich.console import Console
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from asr.lm import NgramModel
     from asr.manifest import Utterance
     from asr.metrics import Scored
+    from asr.microphone import Source
     from asr.recognizer import Recognizer
     from asr.transcript import Transcript
 
@@ -97,12 +98,8 @@ def transcribe(
     from asr import batch
     from asr.network import find_model
     from asr.recognizer import Recognizer
-    from asr.transcript import WRITERS
 
-    kinds = list(dict.fromkeys(formats.split(",")))
-    unknown = [kind for kind in kinds if kind not in WRITERS]
-    if unknown:
-        raise typer.BadParameter(f"'{unknown[0]}': {nearest(unknown[0], WRITERS)}", param_hint="--format")
+    kinds = _formats(formats)
     piped = inputs == ["-"]
     replace = overwrite or skip_existing  # one that is left of an unfinished recording is replaced too
     for wrong, option, message in (
@@ -168,6 +165,101 @@ def transcribe(
         _note("; ".join([f"{counts} in {spent:.1f} s, {audio_s / spent:.0f} x real time", *notes]))
     if failed:
         raise typer.Exit(1)
+
+
+@app.command(epilog="Examples: `asr live` — `asr live --save talk.wav -o talk.srt` — `asr live --from talk.mp3`")
+def live(
+    device: Annotated[
+        str | None, typer.Option("--device", "-d", help="A microphone's number or name.", show_default="the system's")
+    ] = None,
+    list_devices: Annotated[bool, typer.Option("--list-devices", help="The microphones there are.")] = False,
+    model: Model = "digits",
+    beam: Beam = 16,
+    lm: Lm = None,
+    decoding: Weights = None,
+    hotwords: HotWords = None,
+    grammar: GrammarFile = None,
+    reject: Reject = None,
+    save: Annotated[Path | None, typer.Option(help="Keep the sound in this file (.wav, 16 kHz).")] = None,
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            "--format", "-f", help="Formats of --output, as of transcribe.", show_default="by its suffix, or txt"
+        ),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="At the end, write all texts: a folder, or a name.")
+    ] = None,
+    overwrite: Overwrite = False,
+    vad_level: Annotated[
+        float | None,
+        typer.Option(
+            help="What is quieter is silence, in dB of full scale, such as -50; see the meter.", min=-96, max=0
+        ),
+    ] = None,
+    chunk: Annotated[
+        float | None,
+        typer.Option(help="Seconds heard at a time; fewer are faster, more are better.", show_default="0.32"),
+    ] = None,
+    right_context: Annotated[
+        float | None, typer.Option(help="Seconds heard beyond that, to understand it.", show_default="0.24")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--from", help="Play this file instead of a microphone.")] = None,
+    speed: Annotated[
+        float | None,
+        typer.Option(help="With --from: 2 plays twice as fast, 0 as fast as can be.", min=0, show_default="1"),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only texts, and errors on stderr.")] = False,
+) -> None:
+    """Print what is said into a microphone while it is said, offline; Ctrl-C ends."""
+    from asr import microphone
+    from asr.transcript import SUFFIXES
+
+    for wrong, option, message in (
+        (save is not None and save.suffix.lower() != ".wav", "--save", "expected a file's name that ends in .wav"),
+        (file and save and file.resolve() == save.resolve(), "--save", "is the file that is played"),
+        (formats is not None and output is None, "--format", "is of the files to write: -o NAME"),
+        (overwrite and output is None and save is None, "--overwrite", "no files are written without -o or --save"),
+        (file is not None and device is not None, "--device", "--from asks for a file instead"),
+        (file is None and speed is not None, "--speed", "is of a file that is played: --from FILE"),
+        (decoding is not None and lm is None, "--decoding", "steers a language model: --lm FILE"),
+        (reject is not None and grammar is None, "--reject", "is for a grammar: --grammar FILE"),
+    ):
+        if wrong:
+            raise typer.BadParameter(message, param_hint=option)
+    if list_devices:
+        for one in microphone.devices():
+            default = ", the default" * one.default
+            _print(f"{one.number:3}  {_line(one.name)}, {one.sample_rate} Hz, {one.channels} channels{default}\n")
+        return
+    outputs: dict[str, Path] = {}
+    if output is not None:
+        stem = Path(output) / "live" if output.endswith(("/", os.sep)) or os.path.isdir(output) else Path(output)  # noqa: PTH112
+        by_suffix = {suffix.lower(): kind for kind, suffix in SUFFIXES.items()}
+        kinds = _formats(formats or by_suffix.get(stem.suffix.lower(), "txt"))
+        if by_suffix.get(stem.suffix.lower()) in kinds:
+            stem = stem.with_suffix("")
+        outputs = {kind: stem.with_name(stem.name + SUFFIXES[kind]) for kind in kinds}
+    for wanted in (*outputs.values(), *([save] if save else [])):
+        _refuse_existing(wanted, overwrite)
+    number = int(device) if device is not None and device.isdigit() else device
+    source = microphone.Playback(file, 1 if speed is None else speed) if file else microphone.Microphone(number)
+    lengths = {"chunk_s": chunk, "right_context_s": right_context}
+    with _interruptible(), _ending(source.stop), source:
+        # The microphone is heard from here on; what is slow to load comes after it.
+        if not quiet:
+            _note(f"listening to {source.name}, {source.sample_rate} Hz; Ctrl-C ends")
+        _listen(
+            source,
+            _as_onnx(model),
+            _steering(beam, lm, decoding, hotwords, grammar, reject),
+            {name: value for name, value in lengths.items() if value is not None},
+            vad_level=vad_level,
+            save=save,
+            outputs=outputs,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
 
 
 @app.command(epilog="Example: `asr train recipes/fsdd/config.yaml network.hidden=128 epochs=10 --run runs/small`")
@@ -500,6 +592,7 @@ def tune(
                 _note(f"{kind}: not calibrated: {error}")
         if not dry_run:
             tuning.store(path, best.decoding if best else None, calibrations)
+            _note(f"{path}: these settings are in it now")
 
 
 lm_app = typer.Typer(help="Language models: estimate, measure, look at.", no_args_is_help=True)
@@ -590,12 +683,14 @@ def lm_mix(
     overwrite: Overwrite = False,
 ) -> None:
     """One language model of two, each with its share of every probability."""
-    from asr import lmtext, mixing
+    from asr import fusion, lmtext, mixing
     from asr.lm import NgramModel
     from asr.text import normaliser
 
     _refuse_existing(output, overwrite)
     a, b = NgramModel.load(general), NgramModel.load(special)
+    if fusion.is_character_model(a) != fusion.is_character_model(b):
+        raise AsrError(f"{general}, {special}: expected two models of words or two of characters, got one of each")
     with _interruptible():
         if tune is not None:
             share = mixing.best_share(a, b, lmtext.lines([tune], normaliser(str(a.info.get("normaliser", "english")))))
@@ -738,6 +833,64 @@ def _transcribe_pipe(
         raise broken[0]
 
 
+def _listen(
+    source: Source,
+    model: str,
+    steering: dict[str, Any],
+    lengths: dict[str, float],
+    *,
+    vad_level: float | None,
+    save: Path | None,
+    outputs: dict[str, Path],
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Recognise what a source brings until it ends: on the terminal or as lines on stdout, then into files."""
+    from contextlib import nullcontext
+
+    from rich.console import Console
+
+    from asr.live import Gate, Recording, Session, Terminal, Trouble, listen
+    from asr.recognizer import Recognizer
+    from asr.stream import Final
+    from asr.transcript import WRITERS, write
+
+    recognizer = Recognizer(model, **steering)
+    if not quiet:
+        _note_unspelt(recognizer)
+    gate = None if vad_level is None else lambda: Gate(vad_level)
+    session = Session(recognizer, source.sample_rate, gate=gate, **lengths)
+    with nullcontext() if save is None else Recording(save, overwrite=overwrite) as session.recording:
+        shown = not quiet and sys.stdout is not None and sys.stdout.isatty()
+        try:
+            with Terminal(Console(), source, session) if shown else nullcontext() as terminal:
+                for events in listen(source, session):
+                    for event in events:
+                        if isinstance(event, Trouble):
+                            _complain(event.text)
+                        elif terminal is not None:
+                            terminal.show(event)
+                        elif isinstance(event, Final):
+                            _print(f"{event.text}\n")
+                    if terminal is not None:
+                        terminal.draw()
+        finally:  # also of what was said before an error
+            for kind, target in outputs.items():
+                write(target, WRITERS[kind](session.transcript, _line(target.stem)), overwrite=overwrite)
+        if session.recording is not None and session.recording.failed is not None:
+            raise typer.Exit(1)
+
+
+def _formats(names: str) -> list[str]:
+    from asr.transcript import WRITERS
+
+    kinds = list(dict.fromkeys(names.split(",")))
+    unknown = [kind for kind in kinds if kind not in WRITERS]
+    if unknown:
+        raise typer.BadParameter(f"'{unknown[0]}': {nearest(unknown[0], WRITERS)}", param_hint="--format")
+    return kinds
+
+
 def _deliver(transcript: Transcript, job: Job, kind: str, overwrite: bool, prefix: str = "") -> None:
     """Write a transcript to the job's outputs; without any, print it in one format, after the prefix."""
     from asr.transcript import WRITERS, write
@@ -761,6 +914,29 @@ def _interruptible(hint: str = "") -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would be a traceback from Python's own end
         _complain(f"interrupted{hint}")
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def _ending(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C within, or other request to end, calls `stop`; the next one does what it always does."""
+    import signal
+
+    before: dict[int, Any] = {}
+
+    def first(number: int, _frame: object) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        stop()
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup and & leave it
+            before[number] = signal.signal(number, first)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _told(path: Path, transcript: Transcript, seconds: float) -> str:

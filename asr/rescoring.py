@@ -126,7 +126,7 @@ class RecurrentLm:
 class Rescorer:
     """What texts gain in score by mixing a recurrent model into the n-gram model that they were ranked with.
 
-    raises: RescoringError if there is no n-gram model, or one of characters, or the share is not from 0 to 1.
+    raises: RescoringError if there is no n-gram model, or one of characters.
     """
 
     def __init__(self, neural: RecurrentLm, ngram: NgramModel | None, decoding: Decoding) -> None:
@@ -136,8 +136,6 @@ class Rescorer:
             raise RescoringError(
                 "expected a language model of words beside the one that rescores, got one of characters"
             )
-        if not 0 <= decoding.neural_share <= 1:
-            raise RescoringError(f"expected a neural_share from 0 to 1, got {decoding.neural_share}")
         self._neural, self._ngram, self._decoding = neural, ngram, decoding
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:

@@ -166,7 +166,7 @@ def test_shorter_than_a_frame(cli: Cli, tmp_path: Path, count: int) -> None:
         (".", "got a folder"),
         ("text.onnx", "expected a model (ONNX) written by asr export"),
         ("bare.onnx", "without its metadata"),
-        ("newer.onnx", "model schema 99, this version knows 1; update the package"),
+        ("newer.onnx", "model schema 99, this version knows 2; update the package"),
         ("rate.onnx", "has a sample rate of 8000"),
         ("cut.onnx", "expected a model (ONNX)"),
         ("encoding.onnx", "expected metadata in UTF-8, got other bytes"),
@@ -329,10 +329,10 @@ OPTIONAL = ["config", "description", "licence", "normaliser", "precision", "trai
     [
         (
             {},
-            ["network      2 x 128 lstm, both directions", "licence      CC BY-SA", "written by   asr 0.1.0, schema 1"],
+            ["network      2 x 128 lstm, both directions", "licence      CC BY-SA", "written by   asr 0.1.0, schema 2"],
             [],
         ),
-        (dict.fromkeys(OPTIONAL), ["name        digits", "written by  schema 1"], ["None", "licence", "network"]),
+        (dict.fromkeys(OPTIONAL), ["name        digits", "written by  schema 2"], ["None", "licence", "network"]),
         ({"config": {"features": {"kind": "mfcc"}}, "training": 3}, ["name        digits"], ["mfcc", "None"]),
         (
             {"figures": {"WER on a": {"int8": 0.12345, "float32": 0.5}, "CER": 0.25, "note": "good"}},

@@ -57,6 +57,8 @@ ALLOWED = {
         "tokens",
         "transcript",
     },
+    "microphone": {"errors", "audio"},
+    "live": {"audio", "microphone", "recognizer", "stream", "transcript"},
     "tuning": {"confidence", "ctc", "decoder", "fusion", "lm", "onnxfile", "tokens", "transcript"},
     "training": {
         "errors",

@@ -137,8 +137,6 @@ def test_what_it_cannot_work_with(neural: RecurrentLm) -> None:
     characters = kneserney.train(map(fusion.spell, LINES), order=2)
     with pytest.raises(RescoringError, match="got one of characters"):
         Rescorer(neural, characters, Decoding())
-    with pytest.raises(RescoringError, match="neural_share from 0 to 1"):
-        Rescorer(neural, NGRAM, Decoding(neural_share=1.5))
     with pytest.raises(RescoringError, match="expected a language model for the search"):
         Decoder(Tokens.of(" a"), neural=neural)
 

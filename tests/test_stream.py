@@ -28,9 +28,9 @@ def recognizer() -> Recognizer:
 
 @functools.cache
 def speech() -> np.ndarray:
-    """Digits, a pause, digits, a long pause: 12 s."""
+    """Digits, a pause, digits, a longer pause."""
     digits = audio.read(DIGITS)
-    return np.concatenate([digits, np.zeros(20_000, np.float32), digits, np.zeros(60_000, np.float32)])
+    return np.concatenate([digits, np.zeros(16_000, np.float32), digits, np.zeros(20_000, np.float32)])
 
 
 def events_of(stream: Stream, samples: np.ndarray, cuts: list[int]) -> list[Event]:
@@ -54,8 +54,8 @@ def test_digits_are_read_as_they_come() -> None:
     assert first.time_s < 1.2  # long before the utterance is over
 
 
-@given(cuts=st.lists(st.integers(0, 190_000), max_size=12), step=st.sampled_from([0, 160, 1111, 30_000]))
-@settings(max_examples=12, deadline=None)
+@given(cuts=st.lists(st.integers(0, 150_000), max_size=12), step=st.sampled_from([0, 160, 1111, 30_000]))
+@settings(max_examples=6, deadline=None)
 def test_any_feed_sizes_give_the_same_events(cuts: list[int], step: int) -> None:
     for rules in (Endpointing(), EAGER):
         whole = expected(rules)

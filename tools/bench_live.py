@@ -39,9 +39,8 @@ def live(arguments: argparse.Namespace) -> None:
 
     whole = wer([best(network.log_probs(waveform)) for waveform in waveforms])
     print(f"{len(utterances)} utterances; whole utterances: WER {whole:.2f} %\n")
-    print(
-        "| chunk + right context, s | latency at most, s | WER while speaking | relative | WER of the final texts |\n|---|---|---|---|---|"
-    )
+    print("| chunk + right context, s | latency at most, s | WER while speaking | relative | WER of the final texts |")
+    print("|---|---|---|---|---|")
     points = []
     for chunk_s, context_s in LATENCIES:
         first = wer([best(_in_parts(network, waveform, chunk_s, context_s)) for waveform in waveforms])
