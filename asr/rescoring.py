@@ -37,7 +37,7 @@ class RescoringError(AsrError):
 
 
 class RecurrentLm:
-    """A recurrent language model of words, loaded from a file of `asr lm train --neural`. Safe to share between threads.
+    """A recurrent language model of words, loaded from a file of `asr lm neural`. Safe to share between threads.
 
     words:  the V words by id; <unk>, <s>, </s> first.
     info:   what the file says about itself.
@@ -63,7 +63,7 @@ class RecurrentLm:
         except Exception as error:  # onnxruntime has no narrower class for bad files
             raise RescoringError(
                 f"{path}: expected a recurrent language model (ONNX), got: {_reason(error)}; train it with asr lm "
-                "train --neural, or get a whole copy"
+                "neural, or get a whole copy"
             ) from None
         self.words, self.info = _read_card(text, path)
         self._ids = {word: number for number, word in enumerate(self.words)}

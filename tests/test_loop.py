@@ -24,6 +24,7 @@ from asr.metrics import Scored
 from asr.training import augment, checkpoint, config, loop, plots
 from asr.training.data import Batch, Corpus, Item
 from asr.training.loop import TrainingError, rate
+from asr.training.model import Network
 
 TONES_HZ = {"a": 400, "b": 1100, "c": 2600}
 TEXTS = ["a", "b", "c", "ab", "bc", "ca", "abc", "cab", "bca", "acb", "cba", "bac", "aba", "bcb", "cac", "babc"]
@@ -925,3 +926,26 @@ def test_two_processes_train_as_one_with_twice_the_batch(
     assert checkpoint.load_model(tmp_path / "two")
     with pytest.raises(TrainingError, match="began with 2 processes, got 1"):
         train(two, tmp_path / "two", resume=True)
+
+
+def test_some_batches_are_heard_in_parts(
+    tmp_path: Path, settings: Callable[..., config.Config], no_plots: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[tuple[bool, tuple[int, int] | None]] = []
+    forward = Network.forward
+
+    def watched(self: Network, x: Any, lengths: Any = None, chunk: tuple[int, int] | None = None) -> Any:
+        heard.append((self.training, chunk))
+        return forward(self, x, lengths, chunk)
+
+    monkeypatch.setattr(Network, "forward", watched)
+    chosen = settings(stream__share=0.5, stream__chunk_s=[0.1, 0.2], stream__right_context_s=[0.02, 0.06], epochs=8)
+    train(chosen, tmp_path / "run")
+    chunks = [chunk for training, chunk in heard if training]
+    parts = [chunk for chunk in chunks if chunk is not None]
+    assert 0.2 < len(parts) / len(chunks) < 0.8
+    shift_s = chosen.features.hop_length * chosen.network.subsampling / 16000
+    assert {round(0.1 / shift_s), round(0.2 / shift_s)} <= set(range(min(parts)[0], max(parts)[0] + 1))
+    assert len(set(parts)) > 3
+    assert all(0.02 <= round(context * shift_s, 6) <= 0.06 + shift_s for _, context in parts)
+    assert all(chunk is None for training, chunk in heard if not training)

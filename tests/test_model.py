@@ -336,3 +336,16 @@ def test_fit_survives_features_that_never_change() -> None:
     net = acoustic_model(features={"n_mels": 20})
     net.fit([torch.zeros(4_000)])
     assert torch.isfinite(net(torch.zeros(1, 4_000))).all()
+
+
+@pytest.mark.parametrize("chunk", [(5, 3), (16, 0)])
+def test_a_batch_in_parts_gives_each_what_it_gets_alone(chunk: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    network = Network(20, 6, config.Network(layers=2, hidden=12)).eval()
+    features, lengths = torch.randn(3, 200, 20), torch.tensor([200, 131, 60])
+    with torch.no_grad():
+        together, frames = network(features, lengths, chunk)
+        assert frames is not None
+        for row, (length, count) in enumerate(zip(lengths.tolist(), frames.tolist(), strict=True)):
+            alone = network(features[row : row + 1, :length], None, chunk)[0]
+            torch.testing.assert_close(together[row, :count], alone[0], atol=1e-5, rtol=1e-5)
