@@ -554,6 +554,7 @@ def tune(
     ],
     manifest: Annotated[Path, typer.Argument(help="A dev set, never a test set: JSON lines.", show_default=False)],
     lm: Lm = None,
+    rescore: Rescore = None,
     beam: Beam = 16,
     closed: Annotated[bool, typer.Option("--closed", help="Only words that the language model knows.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the settings, change nothing.")] = False,
@@ -567,10 +568,12 @@ def tune(
     from asr.manifest import read
     from asr.network import find_model
     from asr.recognizer import Recognizer
+    from asr.rescoring import RecurrentLm
     from asr.text import normaliser
 
-    if closed and lm is None:
-        raise typer.BadParameter("is for a language model: --lm FILE", param_hint="--closed")
+    for given, option in ((closed, "--closed"), (rescore is not None, "--rescore")):
+        if given and lm is None:
+            raise typer.BadParameter("is for a language model: --lm FILE", param_hint=option)
     path = find_model(model)
     recognizer = Recognizer(path, beam=beam, lm=lm, decoding={"unknown": None} if closed else None)
     _note_unspelt(recognizer)
@@ -593,6 +596,12 @@ def tune(
                 examples, recognizer.tokens, recognizer.lm, beam=beam, start=recognizer.decoding, progress=tell
             )
             decoders["lm"] = Decoder(recognizer.tokens, beam=beam, lm=recognizer.lm, decoding=best.decoding)
+            if rescore is not None:
+                parts = (recognizer.tokens, recognizer.lm, neural := RecurrentLm(rescore))
+                best = tuning.best_share(examples, *parts, beam=beam, start=best.decoding, progress=tell)
+                decoders["rescored"] = Decoder(
+                    recognizer.tokens, beam=beam, lm=recognizer.lm, decoding=best.decoding, neural=neural
+                )
             _print(f"{best}\n")
         calibrations: dict[str, Calibration] = {}
         for kind, decoder in progress.track(decoders.items(), description="calibrating"):

@@ -207,6 +207,15 @@ class BeamSearch:
         found = [Hypothesis(self._trie.prefix(node), score, acoustic) for node, score, acoustic in rows]
         return sorted(found, key=lambda hypothesis: (-hypothesis.score, hypothesis.token_ids))
 
+    def commit(self, token_ids: Sequence[int]) -> None:
+        """Drop all prefixes but those that begin with these tokens; none may be left. What was decided stays decided."""
+        start = tuple(token_ids)
+        keep = [self._trie.prefix(node)[: len(start)] == start for node in self._node.tolist()]
+        kept = np.flatnonzero(keep)
+        for name in ("_total", "_ends_blank", "_ends_token", "_last", "_node", "_parent", "_gain"):
+            setattr(self, name, getattr(self, name)[kept])
+        self._states = [states[kept] for states in self._states]
+
     def _stay(self, frame: np.ndarray) -> None:
         """A frame in which no prefix grows."""
         self._ends_blank = self._total + frame[BLANK]

@@ -82,7 +82,15 @@ class Recognizer:
                 boosts = hot.read(hotwords, normalise, self.tokens)
             else:
                 boosts = hot.parse(hotwords, normalise, self.tokens)
-        kind = "lm" if self.lm else "greedy" if beam == 1 and hotwords is None and grammar is None else "beam"
+        kind = (
+            "rescored"
+            if rescore
+            else "lm"
+            if self.lm
+            else "greedy"
+            if beam == 1 and hotwords is None and grammar is None
+            else "beam"
+        )
         calibrations = self.card.get("calibration")
         self.decoder = Decoder(
             self.tokens,

@@ -1,16 +1,16 @@
 """Audio as it arrives -> text as it is spoken. No microphone, no files, no clock: samples in, events out.
 
 The network hears the audio in chunks of a few hundred milliseconds, each with a little of what follows it (its right
-context), and the beam search goes on from chunk to chunk: so there is a text at any time, of which the beginning that all
-hypotheses share cannot change any more. When the speaker pauses, the whole utterance is heard once more from both ends,
-as a file would be, and that text is the final one.
+context), and the beam search goes on from chunk to chunk: so there is a text at any time. Its words stay once they have
+stood for a second: the search drops what disagrees, and readers are spared the flicker. When the speaker pauses, the whole
+utterance is heard once more from both ends, as a file would be, and that text is the final one.
 
 Nothing depends on how the samples are cut: the chunks are counted from the first sample on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from asr.transcript import Word, sounded_out
 
 CHUNK_S = 0.32
 RIGHT_CONTEXT_S = 0.24
+_SETTLED_S = 1.0  # a word that has stood so long as it is, with another after it, stays until the final text
 
 
 class StreamError(AsrError):
@@ -32,7 +33,7 @@ class StreamError(AsrError):
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """The text of the utterance so far. stable: words that stay until the final text; unstable: what may change.
+    """The text of the utterance so far. stable: words that stay until the final text; unstable: what may yet change.
 
     time_s: how much of the stream it stands for, from the stream's start.
     """
@@ -167,8 +168,9 @@ class Stream:
         self._state = self._network.first_state()
         self._search = self._decoder.search()
         self._silent = np.zeros(0, bool)  # of each frame since the start
-        self._said = ""  # the last partial text
-        self._stable = 0  # how many of its words are certain
+        self._said: list[str] = []  # the words of the last partial text
+        self._since: list[int] = []  # the frame from which on each of them, and all before it, have stood so
+        self._stable = 0  # how many of them stay
 
     def _heard(self) -> int:
         """How many frames, from the stream's start, can see all that they need."""
@@ -192,18 +194,23 @@ class Stream:
 
     def _partial(self) -> Iterator[Event]:
         """The text so far, if it has changed."""
-        found = self._search.hypotheses(self._decoder.beam, ended=False)
+        found = self._search.hypotheses(1, ended=False)
         if not found:
             return
-        texts = [self._decoder.tokens.decode(one.token_ids) for one in found]
-        words = texts[0].split()
-        # Whatever the search finds later grows from one of these: the words that all begin with, less the last, which may
-        # not be complete, will be in it.
-        shared = min(_shared_words(texts[0], text) for text in texts)
-        if (said := " ".join(words)) != self._said or shared > self._stable:
-            self._said, self._stable = said, max(shared, self._stable)
-            stable, unstable = words[: self._stable], words[self._stable :]
-            yield Partial(" ".join(stable), " ".join(unstable), self._done * self._network.frame_shift_s)
+        token_ids = found[0].token_ids
+        words = self._decoder.tokens.decode(token_ids).split()
+        same = next((i for i, pair in enumerate(zip(words, self._said, strict=False)) if pair[0] != pair[1]), None)
+        same = min(len(words), len(self._said)) if same is None else same
+        self._since = self._since[:same] + [self._done] * (len(words) - same)
+        changed, self._said = words != self._said, words
+        settled = self._done - round(_SETTLED_S / self._network.frame_shift_s)
+        stable = sum(since <= settled for since in self._since[:-1])
+        if stable > self._stable:
+            self._stable, changed = stable, True
+            self._search.commit(token_ids[: _end_of_word(token_ids, self._space, stable)])
+        if changed:
+            time_s = self._done * self._network.frame_shift_s
+            yield Partial(" ".join(words[: self._stable]), " ".join(words[self._stable :]), time_s)
 
     def _endpoint(self) -> Iterator[Event]:
         shift_s, rules = self._network.frame_shift_s, self._rules
@@ -248,11 +255,13 @@ class Stream:
             yield from self._advance(frames, min(frames + self._context, self._heard() - self._done))
 
 
-def _shared_words(text: str, other: str) -> int:
-    """How many complete words two texts have in common from their start on; the last of a text is not complete."""
-    count = 0
-    for one, two in zip(text.split(" ")[:-1], other.split(" ")[:-1], strict=False):
-        if one != two:
-            break
-        count += bool(one)
-    return count
+def _end_of_word(token_ids: Sequence[int], space: int, count: int) -> int:
+    """How many tokens make up the first `count` words and the space after them."""
+    in_word, ended = False, 0
+    for index, token_id in enumerate(token_ids):
+        if token_id == space:
+            ended += in_word
+            if ended == count:
+                return index + 1
+        in_word = token_id != space
+    return len(token_ids)

@@ -259,6 +259,23 @@ def test_score_range_drops_what_ranks_far_below_the_best() -> None:
     assert {one.token_ids for one in ctc.beam(log_probs, 8, 8, score_range=math.log(20))} == {(), (1,)}
 
 
+def test_what_is_committed_stays() -> None:
+    log_probs = random_log_probs(40, 4, seed=1, scale=2.0)
+    scorers = [Table(4, seed=0)]
+    search = BeamSearch(4, 50, scorers)
+    search.advance(log_probs[:20])
+    kept = [one for one in search.hypotheses(50) if one.token_ids[:3] == search.hypotheses()[0].token_ids[:3]]
+    start = kept[0].token_ids[:3]
+    search.commit(start)
+    assert search.hypotheses(50) == kept
+    search.advance(log_probs[20:])
+    found = search.hypotheses(50)
+    assert found
+    assert all(one.token_ids[:3] == start for one in found)
+    search.commit([1, 2, 3, 1, 2, 3, 1, 2, 3])
+    assert search.hypotheses() == []
+
+
 def test_a_scorer_may_forbid_every_text() -> None:
     nothing = Table(3, seed=0, forbid=1.0)
     nothing.ending[:] = -np.inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asr import ctc, fusion, kneserney, onnxfile
+from asr import ctc, fusion, kneserney, onnxfile, tuning
 from asr.decoder import Decoder
 from asr.fusion import Decoding
 from asr.lm import BOS, EOS, SPECIAL_WORDS
@@ -23,6 +24,7 @@ from asr.rescoring import RecurrentLm, Rescorer, RescoringError
 from asr.tokens import Tokens
 from asr.training import neural_lm
 from asr.training.neural_lm import NeuralLm, Settings
+from tests.conftest import Cli
 
 WORDS = [*SPECIAL_WORDS, "the", "a", "cat", "dog", "saw", "sat", "on", "mat", "bird"]
 LINES = ["the cat sat", "a dog saw the cat", "the dog sat on the mat", "the bird saw a cat", "the zebra sat"]
@@ -131,6 +133,36 @@ def test_the_decoder_ranks_anew(neural: RecurrentLm) -> None:
     assert [h.score for h in anew] == sorted((h.score for h in anew), reverse=True)
     assert [h.token_ids for h in anew] != [h.token_ids for h in plain]
     assert all(isinstance(h, ctc.Hypothesis) for h in anew)
+
+
+def test_at_the_command_line(cli: Cli, tmp_path: Path) -> None:
+    """Train, measure, recognise: numbers said one after another, which a larger model must find as well."""
+    digits = "zero one two three four five six seven eight nine".split()  # noqa: SIM905
+    (tmp_path / "text").write_text("\n".join(f"{one} {two}" for one in digits for two in digits))
+    assert cli("lm", "train", "text", "-o", "digits.lm").returncode == 0
+    train = ("lm", "neural", "text", "-o", "digits.onnx", "--hidden", 16, "--epochs", 2)
+    done = cli(*train)
+    assert done.returncode == 0, done.stderr
+    assert "10 words known" in done.stderr
+    assert cli(*train).returncode == 1  # the file exists
+    found = cli("lm", "perplexity", "digits.onnx", "text")
+    assert found.stdout.startswith("perplexity ")
+    audio = Path(__file__).parent / "data" / "connected_digits.flac"
+    said = cli("transcribe", audio, "--lm", "digits.lm", "--rescore", "digits.onnx", "--decoding", "neural_share=0.5")
+    assert said.stdout == "five seven nine zero\n", said.stderr
+    assert cli("transcribe", audio, "--rescore", "digits.onnx").returncode == 2  # without --lm
+
+
+def test_the_share_is_found_on_a_dev_set(neural: RecurrentLm) -> None:
+    tokens = Tokens.of(" acdehost")
+    rng = np.random.default_rng(2)
+    log_probs = [np.log(rng.dirichlet(np.ones(len(tokens)), 14)).astype(np.float32) for _ in range(4)]
+    examples = [tuning.Example(one, "the cat sat") for one in log_probs]
+    told: list[tuning.Trial] = []
+    best = tuning.best_share(examples, tokens, NGRAM, neural, beam=4, start=Decoding(0.7), progress=told.append)
+    assert (best.wer, best.cer) == min((trial.wer, trial.cer) for trial in told)
+    assert len({trial.decoding.neural_share for trial in told}) == len(told) > 2
+    assert all(trial.decoding == replace(Decoding(0.7), neural_share=trial.decoding.neural_share) for trial in told)
 
 
 def test_what_it_cannot_work_with(neural: RecurrentLm) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from asr import audio, manifest, metrics
-from asr.network import Network
 from asr.recognizer import Recognizer
 from asr.stream import Endpoint, Final, Partial
 from asr.text import english
@@ -43,16 +42,27 @@ def live(arguments: argparse.Namespace) -> None:
     print("|---|---|---|---|---|")
     points = []
     for chunk_s, context_s in LATENCIES:
-        first = wer([best(_in_parts(network, waveform, chunk_s, context_s)) for waveform in waveforms])
-        texts = []
+        shown, texts = [], []
         for waveform in waveforms:
             stream = recognizer.stream(chunk_s=chunk_s, right_context_s=context_s)
-            events = stream.feed(waveform) + stream.flush()
-            texts.append(" ".join(event.text for event in events if isinstance(event, Final)))
-        final = wer(texts)
+            partial, on_screen, ended = "", [], []
+            for event in [*stream.feed(waveform), *stream.flush()]:
+                if isinstance(event, Partial):
+                    partial = f"{event.stable} {event.unstable}"
+                elif isinstance(event, Final):
+                    ended.append(event.text)
+                else:
+                    on_screen.append(partial)
+                    partial = ""
+            shown.append(" ".join(" ".join(on_screen).split()))
+            texts.append(" ".join(ended))
+        first, final = wer(shown), wer(texts)
         points.append((chunk_s + context_s, first, final))
-        print(f"| {chunk_s} + {context_s} | {chunk_s + context_s:.2f} | {first:.2f} % | "
-              f"{100 * (first / whole - 1):+.1f} % | {final:.2f} % |", flush=True)  # fmt: skip
+        print(
+            f"| {chunk_s} + {context_s} | {chunk_s + context_s:.2f} | {first:.2f} % | "
+            f"{100 * (first / whole - 1):+.1f} % | {final:.2f} % |",
+            flush=True,
+        )
     if arguments.chart:
         _chart(points, whole, arguments.chart)
     if arguments.minutes:
@@ -88,21 +98,6 @@ def day(arguments: argparse.Namespace) -> None:
     spent = time.perf_counter() - started
     stream.flush()
     print(f"{stream.time_s / 3600:.2f} h in {spent:.0f} s, {stream.time_s / spent:.0f} x real time; {words} words")
-
-
-def _in_parts(network: Network, waveform: np.ndarray, chunk_s: float, context_s: float) -> np.ndarray:
-    """The log-probabilities that a stream has of an utterance."""
-    shift = network.frame_shift
-    chunk, context = max(1, round(chunk_s / network.frame_shift_s)), round(context_s / network.frame_shift_s)
-    context = context if network.bidirectional else 0
-    padded = audio.pad(waveform, network.receptive_field, shift)
-    frames, state, parts = -(-len(waveform) // shift), None, []
-    for start in range(0, frames, chunk):
-        stop = min(start + chunk + context, frames)
-        heard = padded[start * shift : (stop - 1) * shift + network.receptive_field]
-        log_probs, state = network.part(heard, min(chunk, frames - start), state)
-        parts.append(log_probs)
-    return np.concatenate(parts)
 
 
 def _played(samples: np.ndarray) -> Iterator[np.ndarray]:

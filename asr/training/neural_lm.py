@@ -140,11 +140,13 @@ class NeuralLm(nn.Module):
 
     def losses(self, words: Tensor, valid: Tensor) -> Tensor:
         """-log p of the n next words where `valid` (L - 1, B) says so, in nats, as (n,). words: (L, B)."""
-        return self.softmax.losses(self.encode(words[:-1])[valid], words[1:][valid])
+        losses: Tensor = self.softmax.losses(self.encode(words[:-1])[valid], words[1:][valid])
+        return losses
 
     def forward(self, words: Tensor) -> Tensor:
         log_probs = self.softmax(self.encode(words[:, :-1].transpose(0, 1)))
-        return log_probs.gather(2, words[:, 1:, None].transpose(0, 1))[:, :, 0].transpose(0, 1)
+        following: Tensor = log_probs.gather(2, words[:, 1:, None].transpose(0, 1))[:, :, 0].transpose(0, 1)
+        return following
 
 
 def train(
@@ -248,7 +250,7 @@ class _Session:
         words, valid = (part.to(self.device) for part in self.batches[self.step])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.bf16)):
             losses = self.model.losses(words, valid)
-        losses.mean().backward()
+        losses.mean().backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         loss = float(losses.detach().mean())
         if not math.isfinite(loss) or not torch.isfinite(norm):
