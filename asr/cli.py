@@ -47,12 +47,6 @@ Weights = Annotated[
         show_default="the model's own",
     ),
 ]
-Rescore = Annotated[
-    Path | None,
-    typer.Option(
-        "--rescore", help="A recurrent language model of asr lm neural, to rank the texts anew; use --beam 100."
-    ),
-]
 HotWords = Annotated[
     Path | None, typer.Option("--hotwords", help="A file of words and phrases to expect, one a line: Kubernetes^5.")
 ]
@@ -81,7 +75,6 @@ def transcribe(
     beam: Beam = 16,
     lm: Lm = None,
     decoding: Weights = None,
-    rescore: Rescore = None,
     hotwords: HotWords = None,
     grammar: GrammarFile = None,
     reject: Reject = None,
@@ -120,7 +113,6 @@ def transcribe(
         (n_best > 1 and kinds != ["json"], "--n-best", "only the format json has room for it: -f json"),
         (n_best > beam, "--n-best", f"the beam of {beam} ends with no more texts than that: --beam {n_best}"),
         (decoding is not None and lm is None, "--decoding", "steers a language model: --lm FILE"),
-        (rescore is not None and lm is None, "--rescore", "ranks what a language model has found: --lm FILE"),
         (reject is not None and grammar is None, "--reject", "is for a grammar: --grammar FILE"),
     ):
         if wrong:
@@ -135,7 +127,7 @@ def transcribe(
     for error in nothing + refused:
         _complain(error)
     model = _as_onnx(model)
-    options = _steering(beam, lm, decoding, rescore, hotwords, grammar, reject) | {"threads": threads, "n_best": n_best}
+    options = _steering(beam, lm, decoding, hotwords, grammar, reject) | {"threads": threads, "n_best": n_best}
     if verbose and todo:
         count = batch.processes(len(todo), jobs)
         recognizer = Recognizer(model, **options)
@@ -185,7 +177,6 @@ def live(
     beam: Beam = 16,
     lm: Lm = None,
     decoding: Weights = None,
-    rescore: Rescore = None,
     hotwords: HotWords = None,
     grammar: GrammarFile = None,
     reject: Reject = None,
@@ -232,7 +223,6 @@ def live(
         (file is not None and device is not None, "--device", "--from asks for a file instead"),
         (file is None and speed is not None, "--speed", "is of a file that is played: --from FILE"),
         (decoding is not None and lm is None, "--decoding", "steers a language model: --lm FILE"),
-        (rescore is not None and lm is None, "--rescore", "ranks what a language model has found: --lm FILE"),
         (reject is not None and grammar is None, "--reject", "is for a grammar: --grammar FILE"),
     ):
         if wrong:
@@ -262,7 +252,7 @@ def live(
         _listen(
             source,
             _as_onnx(model),
-            _steering(beam, lm, decoding, rescore, hotwords, grammar, reject),
+            _steering(beam, lm, decoding, hotwords, grammar, reject),
             {name: value for name, value in lengths.items() if value is not None},
             vad_level=vad_level,
             save=save,
@@ -309,7 +299,6 @@ def evaluate(
     beam: Beam = 16,
     lm: Lm = None,
     decoding: Weights = None,
-    rescore: Rescore = None,
     hotwords: HotWords = None,
     grammar: GrammarFile = None,
     reject: Reject = None,
@@ -340,7 +329,6 @@ def evaluate(
         (plot is not None and not calibration, "--plot", "shows the confidences: --calibration"),
         (plot is not None and plot.suffix != ".png", "--plot", "expected a file's name that ends in .png"),
         (decoding is not None and lm is None, "--decoding", "steers a language model: --lm FILE"),
-        (rescore is not None and lm is None, "--rescore", "ranks what a language model has found: --lm FILE"),
         (reject is not None and grammar is None, "--reject", "is for a grammar: --grammar FILE"),
     ):
         if wrong:
@@ -353,7 +341,7 @@ def evaluate(
     console = Console(stderr=True)
     utterances = read(manifest)
     model = _as_onnx(model)
-    recognizer = Recognizer(model, **_steering(beam, lm, decoding, rescore, hotwords, grammar, reject))
+    recognizer = Recognizer(model, **_steering(beam, lm, decoding, hotwords, grammar, reject))
     _note_unspelt(recognizer)
     failures: list[str] = []
     sure: list[float] = []
@@ -554,7 +542,6 @@ def tune(
     ],
     manifest: Annotated[Path, typer.Argument(help="A dev set, never a test set: JSON lines.", show_default=False)],
     lm: Lm = None,
-    rescore: Rescore = None,
     beam: Beam = 16,
     closed: Annotated[bool, typer.Option("--closed", help="Only words that the language model knows.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the settings, change nothing.")] = False,
@@ -568,12 +555,10 @@ def tune(
     from asr.manifest import read
     from asr.network import find_model
     from asr.recognizer import Recognizer
-    from asr.rescoring import RecurrentLm
     from asr.text import normaliser
 
-    for given, option in ((closed, "--closed"), (rescore is not None, "--rescore")):
-        if given and lm is None:
-            raise typer.BadParameter("is for a language model: --lm FILE", param_hint=option)
+    if closed and lm is None:
+        raise typer.BadParameter("is for a language model: --lm FILE", param_hint="--closed")
     path = find_model(model)
     recognizer = Recognizer(path, beam=beam, lm=lm, decoding={"unknown": None} if closed else None)
     _note_unspelt(recognizer)
@@ -596,12 +581,6 @@ def tune(
                 examples, recognizer.tokens, recognizer.lm, beam=beam, start=recognizer.decoding, progress=tell
             )
             decoders["lm"] = Decoder(recognizer.tokens, beam=beam, lm=recognizer.lm, decoding=best.decoding)
-            if rescore is not None:
-                parts = (recognizer.tokens, recognizer.lm, neural := RecurrentLm(rescore))
-                best = tuning.best_share(examples, *parts, beam=beam, start=best.decoding, progress=tell)
-                decoders["rescored"] = Decoder(
-                    recognizer.tokens, beam=beam, lm=recognizer.lm, decoding=best.decoding, neural=neural
-                )
             _print(f"{best}\n")
         calibrations: dict[str, Calibration] = {}
         for kind, decoder in progress.track(decoders.items(), description="calibrating"):
@@ -685,41 +664,6 @@ def lm_train(
         _write_lm(model, output)
 
 
-@lm_app.command("neural", epilog="Example: `asr lm neural books.txt.xz data/train.jsonl -o english.neural.onnx`")
-def lm_neural(
-    texts: Annotated[
-        list[Path],
-        typer.Argument(help="As for asr lm train; what matters more may be named several times.", show_default=False),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write (.onnx).", show_default=False)],
-    vocab: Annotated[int, typer.Option(help="Know only so many words, the most frequent.", min=1)] = 20_000,
-    hidden: Annotated[int, typer.Option(help="Cells of the LSTM.", min=1)] = 512,
-    epochs: Annotated[float, typer.Option(help="Passes over the text, whole or not.", min=0.01)] = 3.0,
-    normalise: Annotated[str, typer.Option("--normaliser", help="As in the recipe: english, none.")] = "english",
-    alphabet: Annotated[str | None, typer.Option(help="Words with other characters are not known.")] = None,
-    exclude: Annotated[
-        list[Path] | None,
-        typer.Option(help="Leave out what shares 7 words in a row with this manifest or text, such as a test set."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where this training was interrupted.")] = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Train a recurrent language model, for --rescore."""
-    from asr import lmtext
-    from asr.text import normaliser
-    from asr.training import neural_lm
-
-    _refuse_existing(output, overwrite)
-    chosen = normaliser(normalise)
-    without = lmtext.Without(lmtext.lines(exclude or [], chosen))
-    settings = neural_lm.Settings(vocabulary_size=vocab, alphabet=alphabet, hidden=hidden, epochs=epochs)
-    info = {"texts": [path.name for path in texts], "normaliser": normalise}
-    with _interruptible("; --resume goes on from the last checkpoint"):
-        lines = without(lmtext.lines(texts, chosen))
-        neural_lm.train(lines, output, settings, info=info, resume=resume, progress=_note)
-    _note(f"{output}: {output.stat().st_size / 1e6:.1f} MB; {without.dropped} lines were left out as of held-out texts")
-
-
 @lm_app.command("mix", epilog="Example: `asr lm mix books.lm ours.lm -o english.lm --tune data/dev.jsonl`")
 def lm_mix(
     general: Annotated[
@@ -767,13 +711,12 @@ def lm_perplexity(
     """How well a language model foretells a text: the lower, the better."""
     from asr import fusion, lmtext
     from asr.lm import NgramModel
-    from asr.rescoring import RecurrentLm
     from asr.text import normaliser
 
-    loaded = RecurrentLm(model) if model.suffix == ".onnx" else NgramModel.load(model)
+    loaded = NgramModel.load(model)
     read = lmtext.lines(texts, normaliser(normalise or str(loaded.info.get("normaliser", "english"))))
     lines: Iterator[str] = filter(None, read)  # as for asr lm train, an empty line is no sentence
-    if isinstance(loaded, NgramModel) and fusion.is_character_model(loaded):
+    if fusion.is_character_model(loaded):
         lines = map(fusion.spell, lines)
     with _interruptible():
         found = loaded.perplexity(lines)
@@ -834,13 +777,7 @@ def main() -> None:
 
 
 def _steering(
-    beam: int,
-    lm: str | None,
-    decoding: str | None,
-    rescore: Path | None,
-    hotwords: Path | None,
-    grammar: Path | None,
-    reject: float | None,
+    beam: int, lm: str | None, decoding: str | None, hotwords: Path | None, grammar: Path | None, reject: float | None
 ) -> dict[str, Any]:
     """What the options say, as arguments of a Recognizer."""
     from dataclasses import fields
@@ -857,8 +794,7 @@ def _steering(
             weights[name] = None if (name, value) == ("unknown", "never") else float(value)
         except ValueError:
             raise typer.BadParameter(f"'{part}': expected a number, got {value!r}", param_hint="--decoding") from None
-    steering = {"rescore": rescore, "hotwords": hotwords, "grammar": grammar, "reject": reject}
-    return {"beam": beam, "lm": lm, "decoding": weights} | steering
+    return {"beam": beam, "lm": lm, "decoding": weights, "hotwords": hotwords, "grammar": grammar, "reject": reject}
 
 
 def _note_unspelt(recognizer: Recognizer) -> None:

@@ -14,7 +14,6 @@ from asr.fusion import Decoding, scorer
 from asr.grammar import Grammar
 from asr.hotwords import HotWords
 from asr.lm import NgramModel
-from asr.rescoring import RecurrentLm, Rescorer
 from asr.tokens import Tokens
 from asr.transcript import Word, words_of
 
@@ -30,7 +29,6 @@ class Decoder:
     tokens:      the network's vocabulary.
     beam:        prefixes kept by the search; 1 without anything to steer it is greedy decoding.
     lm:          a word or character n-gram model, heeded as `decoding` says.
-    neural:      a recurrent language model, mixed into `lm` to rank anew what the search ends with.
     hotwords:    phrase -> boost, normalised as the recogniser's texts.
     grammar:     restricts the text to its sentences.
     reject:      with a grammar, how much less probable than the best free text a sentence may be, in nats a letter, before
@@ -45,7 +43,6 @@ class Decoder:
         beam: int = 16,
         lm: NgramModel | None = None,
         decoding: Decoding | None = None,
-        neural: RecurrentLm | None = None,
         hotwords: Mapping[str, float] | None = None,
         grammar: Grammar | None = None,
         reject: float | None = None,
@@ -64,7 +61,6 @@ class Decoder:
             fused = scorer(lm, tokens, decoding or Decoding(), names)
             self.unspelt = fused.unspelt
             self.scorers.append(fused)
-        self._rescorer = None if neural is None else Rescorer(neural, lm, decoding or Decoding())
         if hotwords:
             self.scorers.append(HotWords(hotwords, tokens))
         if grammar is not None:
@@ -80,10 +76,6 @@ class Decoder:
         if not found and self._grammar is None:
             # A closed vocabulary, and a word outside it that leaves no likely way on: then the unlikely ones count too.
             found = ctc.beam(log_probs, self.beam, self.beam, self.scorers)
-        if self._rescorer is not None:
-            gains = self._rescorer([self._text(hypothesis) for hypothesis in found])
-            found = [replace(one, score=one.score + gain) for one, gain in zip(found, gains.tolist(), strict=True)]
-            found.sort(key=lambda one: -one.score)
         if found and self._reject is not None:
             free = ctc.greedy(log_probs)
             letters = max(len(found[0].token_ids), len(free.token_ids), 1)
@@ -92,7 +84,7 @@ class Decoder:
         return found
 
     def search(self) -> ctc.BeamSearch:
-        """A beam search that takes its frames in pieces, steered alike; without rejection and rescoring."""
+        """A beam search that takes its frames in pieces, steered alike; without rejection."""
         return ctc.BeamSearch(
             len(self.tokens), self.beam, self.scorers, token_floor=_TOKEN_FLOOR, score_range=_SCORE_RANGE
         )

@@ -19,8 +19,8 @@ MAX_BYTES = 1 << 30  # 250 million float32 weights; protobuf itself ends at 2 Gi
 _MAX_NUMBERS = 1_000_000  # a large network has tens of thousands; each costs a microsecond
 # What torch.onnx.export and quantize_dynamic make of all configurations. None of these loops, branches or reads a file.
 OPERATORS = """
-    Add BatchNormalization Cast Concat Constant ConstantOfShape Conv DequantizeLinear Div DynamicQuantizeLinear Flatten GRU
-    Gather GatherElements Identity LSTM LayerNormalization Log LogSoftmax MatMul MatMulInteger Mul Pad RNN Relu Reshape Shape
+    Add BatchNormalization Cast Concat Constant ConstantOfShape Conv Div DynamicQuantizeLinear Flatten GRU
+    Gather Identity LSTM LayerNormalization Log LogSoftmax MatMul MatMulInteger Mul Pad RNN Relu Reshape Shape
     Slice Squeeze Sub Transpose Unsqueeze com.microsoft.DynamicQuantizeLSTM
 """
 _NUMBERS, _METADATA = (1, 5), 14  # fields of the outermost message; all but the numbers say their length

@@ -18,7 +18,6 @@ from asr.fusion import Decoding, FusionError
 from asr.grammar import Grammar
 from asr.lm import NgramModel
 from asr.network import ModelError, Network, find_model
-from asr.rescoring import RecurrentLm
 from asr.text import normaliser
 from asr.tokens import BLANK
 from asr.transcript import Alternatives, Transcript, Word, sounded_out
@@ -37,14 +36,13 @@ class Recognizer:
     beam:     prefixes kept by the beam search; 1 without anything below is greedy decoding.
     lm:       a language model: a file in ARPA format or of `asr lm train`, the model itself, or "bundled" for the file
               beside the model's, of the same name and with the suffix .lm.
-    rescore:  a recurrent language model, a file of `asr lm neural`: ranks anew the texts that the search with lm ends with.
     decoding: settings of asr.fusion.Decoding that differ from those that `asr tune` has stored in the model's file.
     hotwords: words and phrases to expect, as a file or a list: "Kubernetes^5" with the boost in nats, or without.
     grammar:  a file of phrases or JSGF that the text is restricted to.
     reject:   with a grammar: nothing is recognised that is so many nats a letter less probable than the best free text.
     n_best:   how many texts of each stretch of speech the transcripts list as alternatives, if more than one.
     threads:  of onnxruntime. One is best: a recurrent network has a step to wait for, and more threads slow it down.
-    raises:   ModelError, and the errors of asr.lm, asr.fusion, asr.rescoring, asr.hotwords and asr.grammar.
+    raises:   ModelError, and the errors of asr.lm, asr.fusion, asr.hotwords and asr.grammar.
 
     >>> Recognizer("digits").transcribe("tests/data/7_jackson_0.wav").text  # doctest: +SKIP
     'seven'
@@ -57,7 +55,6 @@ class Recognizer:
         beam: int = 16,
         lm: str | Path | NgramModel | None = None,
         decoding: Mapping[str, Any] | None = None,
-        rescore: str | Path | None = None,
         hotwords: str | Path | Iterable[str] | None = None,
         grammar: str | Path | None = None,
         reject: float | None = None,
@@ -82,22 +79,13 @@ class Recognizer:
                 boosts = hot.read(hotwords, normalise, self.tokens)
             else:
                 boosts = hot.parse(hotwords, normalise, self.tokens)
-        kind = (
-            "rescored"
-            if rescore
-            else "lm"
-            if self.lm
-            else "greedy"
-            if beam == 1 and hotwords is None and grammar is None
-            else "beam"
-        )
+        kind = "lm" if self.lm else "greedy" if beam == 1 and hotwords is None and grammar is None else "beam"
         calibrations = self.card.get("calibration")
         self.decoder = Decoder(
             self.tokens,
             beam=beam,
             lm=self.lm,
             decoding=self.decoding,
-            neural=None if rescore is None else RecurrentLm(rescore),
             hotwords=boosts,
             grammar=None if grammar is None else Grammar.read(grammar, normalise, self.tokens),
             reject=reject,
@@ -240,13 +228,14 @@ class Recognizer:
 
 def _numbers(kind: type[_Kind], stored: object) -> _Kind | None:
     """The dataclass of numbers that the card holds under some key; None where it holds none, or something else."""
-    if not isinstance(stored, dict) or not stored.keys() <= {field.name for field in fields(kind)}:
+    if not isinstance(stored, dict):
         return None
+    stored = {field.name: stored[field.name] for field in fields(kind) if field.name in stored}
     numbers = all(
         (isinstance(value, int | float) and math.isfinite(value)) or (value is None and name == "unknown")
         for name, value in stored.items()
     )
     try:
-        return kind(**stored) if numbers else None
+        return kind(**stored) if stored and numbers else None
     except (TypeError, FusionError):  # one is missing, or beyond all sense
         return None

@@ -18,13 +18,11 @@ from asr.confidence import Calibration
 from asr.decoder import Decoder
 from asr.fusion import Decoding
 from asr.lm import NgramModel
-from asr.rescoring import RecurrentLm
 from asr.tokens import Tokens
 from asr.transcript import words_of, write_bytes
 
 _FIRST_STEPS = {"lm_weight": 0.3, "word_bonus": 1.0, "unknown": 4.0}
 _ROUNDS = 4  # with half the steps each
-_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # a finer choice would be the dev set's noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +88,6 @@ def search(
                     if (trial.wer, trial.cer) < (best.wer, best.cer):
                         best, moved = trial, True
     return best
-
-
-def best_share(
-    examples: Sequence[Example],
-    tokens: Tokens,
-    lm: NgramModel,
-    neural: RecurrentLm,
-    *,
-    beam: int,
-    start: Decoding,
-    progress: Callable[[Trial], None] = lambda trial: None,
-) -> Trial:
-    """The trial with the lowest WER, then the lowest CER, of several neural_shares; all else as in `start`."""
-    trials = []
-    for share in _SHARES:
-        decoding = replace(start, neural_share=share)
-        decoder = Decoder(tokens, beam=beam, lm=lm, decoding=decoding, neural=neural)
-        trials.append(Trial(decoding, *error_rates(examples, decoder)))
-        progress(trials[-1])
-    return min(trials, key=lambda trial: (trial.wer, trial.cer))
 
 
 def error_rates(examples: Sequence[Example], decoder: Decoder) -> tuple[float, float]:

@@ -132,7 +132,9 @@ class Stream(_Section):
     @model_validator(mode="after")
     def _check(self) -> Stream:
         if self.chunk_s[0] <= 0 or self.right_context_s[0] < 0:
-            raise ValueError(f"expected chunk_s > 0 and right_context_s >= 0, got {self.chunk_s}, {self.right_context_s}")
+            raise ValueError(
+                f"expected chunk_s > 0 and right_context_s >= 0, got {self.chunk_s}, {self.right_context_s}"
+            )
         return self
 
 

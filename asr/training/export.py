@@ -115,7 +115,9 @@ def share_weights(graph: onnx.ModelProto) -> None:
         if node.op_type == "Identity" and node.input[0] in renamed:  # how torch's exporter shares some itself
             renamed[node.output[0]] = node.input[0]
     _replace(graph.graph.node, [node for node in nodes if node.output[0] not in renamed])
-    _replace(graph.graph.initializer, [tensor for tensor in graph.graph.initializer if renamed[tensor.name] == tensor.name])
+    _replace(
+        graph.graph.initializer, [tensor for tensor in graph.graph.initializer if renamed[tensor.name] == tensor.name]
+    )
 
 
 def _replace(repeated: Any, items: list[Any]) -> None:

@@ -70,7 +70,9 @@ class RecurrentLayer(nn.Module):
             input_size
         )
         directions = 2 if settings.bidirectional else 1
-        self.directions = nn.ModuleList(recurrent(settings.cell, input_size, settings.hidden) for _ in range(directions))
+        self.directions = nn.ModuleList(
+            recurrent(settings.cell, input_size, settings.hidden) for _ in range(directions)
+        )
         out = settings.hidden * directions
         self.projection = nn.Linear(out, settings.projection) if settings.projection else nn.Identity()
         self.dropout = Dropout(settings.dropout)
