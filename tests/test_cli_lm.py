@@ -305,9 +305,9 @@ def test_evaluate_with_all_that_steers(asr: Run, lm: Path, dev: Path, tmp_path: 
 
 
 def test_hot_words_steer(asr: Run, tmp_path: Path) -> None:
-    (tmp_path / "hot.txt").write_text("\n# names\n\nfivee^10\n  \nZero\n\n")  # not what was said
+    (tmp_path / "hot.txt").write_text("\n# names\n\nsevenn^10\n  \nZero\n\n")  # not what was said
     assert asr("transcribe", DIGITS).text == "five seven nine zero\n"
-    assert asr("transcribe", DIGITS, "--hotwords", "hot.txt").text == "fivee seven nine zero\n"
+    assert asr("transcribe", DIGITS, "--hotwords", "hot.txt").text == "five sevenn nine zero\n"
     (tmp_path / "empty.txt").touch()
     assert asr("transcribe", DIGITS, "--hotwords", "empty.txt") == (0, "five seven nine zero\n", "")
 
