@@ -133,7 +133,7 @@ def test_no_export_needs_an_operator_that_is_refused(tmp_path: Path) -> None:
             export.export(path, out, int8=int8)
             assert Recognizer(out).card["precision"] == ("int8" if int8 else "float32")
             found |= {f"{node.domain}.{node.op_type}".lstrip(".") for node in onnx.load(out).graph.node}
-    assert found == set(onnxfile.OPERATORS.split())
+    assert found | {"Identity"} == set(onnxfile.OPERATORS.split())  # that one stands in files of schema 1
 
 
 def test_a_model_that_the_recogniser_would_refuse_is_not_written(

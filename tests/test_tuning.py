@@ -175,7 +175,7 @@ def test_what_is_given_goes_before_what_is_stored(path: Path) -> None:
         ({"lm_weight": 0.5}, Decoding(0.5)),
         ({"lm_weight": "much"}, Decoding()),
         ({"lm_weight": math.nan}, Decoding()),
-        ({"lm_weight": 1, "other": 2}, Decoding()),
+        ({"lm_weight": 1, "other": 2}, Decoding(1)),
         ({"lm_weight": -1}, Decoding()),
         ({"lm_weight": None}, Decoding()),
         ({"unknown": None}, Decoding(unknown=None)),
