@@ -24,6 +24,7 @@ from asr.transcript import Word, sounded_out
 
 CHUNK_S = 0.32
 RIGHT_CONTEXT_S = 0.24
+_WORD_END_S = 0.2  # so much silence ends a word
 _SETTLED_S = 1.0  # a word that has stood so long as it is, with another after it, stays until the final text
 
 
@@ -194,7 +195,9 @@ class Stream:
 
     def _partial(self) -> Iterator[Event]:
         """The text so far, if it has changed."""
-        found = self._search.hypotheses(1, ended=False)
+        # After a moment of silence the last word is complete, though no space says so yet: judge it as one.
+        quiet = bool(self._silent[-round(_WORD_END_S / self._network.frame_shift_s) :].all())
+        found = self._search.hypotheses(1, ended=quiet)
         if not found:
             return
         token_ids = found[0].token_ids
