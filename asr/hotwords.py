@@ -31,7 +31,7 @@ from asr import spelling
 from asr.errors import AsrError
 from asr.tokens import BLANK, Tokens
 
-DEFAULT_WEIGHT = 6.0  # a phrase may be exp(6), 400 times less probable than what sounds like it, and still win
+DEFAULT_WEIGHT = 5.0  # a phrase may be exp(5), 150 times less probable than what sounds like it, and still win
 MAX_WEIGHT = 20.0  # more could bring up phrases that nobody said
 MAX_LINES = 100_000
 
