@@ -179,7 +179,7 @@ def test_parse_takes_lines() -> None:
         (["kube^-20.1"], ":1: expected a weight from -20 to 20"),
         (["", "room 5Å"], r":2: 'room 5Å' has '5', 'Å' outside the alphabet ' abc.*: write it as"),
         (["^5"], ":1: expected words, got ''"),
-        (["kube^5", "# same", "kube", "kube^6"], ":3: expected one weight for 'kube', got 6, and 5 in line 1; remove"),
+        (["kube^6", "# other", "kube"], ":3: expected one weight for 'kube', got 5, and 6 in line 1; remove"),
         (["a"] * (MAX_LINES + 1), f":{MAX_LINES + 1}: expected at most {MAX_LINES} lines"),
     ],
 )

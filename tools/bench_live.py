@@ -146,7 +146,7 @@ def _real_time(recognizer: Recognizer, waveforms: list[np.ndarray], minutes: flo
     heard_s = len(samples) / audio.SAMPLE_RATE
     median, most = np.percentile(latencies, [50, 95])
     print(
-        f"\n{heard_s / 60:.1f} minutes played at real time, from a word's end to its place on the screen: {len(latencies)} words, "
+        f"\n{heard_s / 60:.1f} minutes at real time, from a word's end to its place on the screen: {len(latencies)} words, "
         f"median {median:.2f} s, 95th percentile {most:.2f} s; {len(late)} more words came with the final text; "
         f"{100 * busy / heard_s:.1f} % of one core"
     )
@@ -162,7 +162,7 @@ def _chart(points: list[tuple[float, float, float]], whole: float, path: Path) -
     axes.plot(latency, final, marker="o", label="final text")
     axes.axhline(whole, color="0.6", lw=1, label="whole utterances")
     axes.set(xlabel="chunk + right context, s", ylabel="WER, %", ylim=(0, None), xscale="log")
-    axes.set_xticks(latency, [f"{x:g}" for x in latency])
+    axes.set_xticks(latency, [f"{x:g}" for x in latency], rotation=45)
     axes.minorticks_off()
     axes.legend()
     figure.savefig(path, dpi=120)
