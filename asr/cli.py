@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from asr import cli_lm, terminal
 from asr.errors import AsrError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import numpy as np
     from rich.console import Console
-    from rich.progress import Progress
 
     from asr.batch import Job
-    from asr.lm import NgramModel
     from asr.manifest import Utterance
     from asr.metrics import Scored
     from asr.microphone import Source
@@ -35,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_lm.app, name="lm")
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A model file (.onnx), a run folder, or a name.")]
 Beam = Annotated[int, typer.Option(help="Width of the beam search; 1 is greedy decoding.", min=1)]
@@ -125,36 +124,40 @@ def transcribe(
         )
     todo, skipped, refused = batch.plan(recordings, output, kinds, overwrite=overwrite, skip_existing=skip_existing)
     for error in nothing + refused:
-        _complain(error)
+        terminal.complain(error)
     model = _as_onnx(model)
     options = _steering(beam, lm, decoding, hotwords, grammar, reject) | {"threads": threads, "n_best": n_best}
     if verbose and todo:
         count = batch.processes(len(todo), jobs)
         recognizer = Recognizer(model, **options)
-        _note(f"model {recognizer.name}, {find_model(model)}, {count} process{'es' * (count > 1)}")
+        terminal.note(f"model {recognizer.name}, {find_model(model)}, {count} process{'es' * (count > 1)}")
         _note_unspelt(recognizer)
     hint = "; --skip-existing goes on from here" if output and not piped else ""
     if piped and todo:
-        with _interruptible(hint):
+        with terminal.interruptible(hint):
             recognizer = Recognizer(model, **options)
             _transcribe_pipe(todo[0], kinds[0], recognizer, rate, replace, verbose)
         return
     done, audio_s = 0, 0.0
     results = batch.transcribe([job.path for job in todo], model, jobs=jobs, **options)
-    with _interruptible(hint), closing(results), _progress(_stderr(quiet or len(todo) < 2)) as progress:
+    with (
+        terminal.interruptible(hint),
+        closing(results),
+        terminal.progress(terminal.stderr(quiet or len(todo) < 2)) as progress,
+    ):
         task = progress.add_task("transcribing", total=len(todo))
         for job, attempt in zip(todo, results, strict=True):
             try:
                 if isinstance(attempt.result, AsrError):
                     raise attempt.result
                 audio_s += attempt.result.duration_s
-                prefix = f"{_line(job.path)}\t" if len(recordings) > 1 and kinds == ["txt"] else ""
+                prefix = f"{terminal.line(job.path)}\t" if len(recordings) > 1 and kinds == ["txt"] else ""
                 _deliver(attempt.result, job, kinds[0], replace, prefix)
                 if verbose:
-                    _note(_told(job.path, attempt.result, attempt.seconds))
+                    terminal.note(_told(job.path, attempt.result, attempt.seconds))
                 done += 1
             except AsrError as error:
-                _complain(error)
+                terminal.complain(error)
             speed = audio_s / (perf_counter() - started)
             progress.update(task, advance=1, description=f"transcribing, {speed:.0f} x real time")
     failed = len(nothing) + len(recordings) - len(skipped) - done
@@ -162,7 +165,7 @@ def transcribe(
         counts = f"{done} of {len(recordings)} recordings, {audio_s / 3600:.2f} h of audio"
         notes = [f"{len(skipped)} skipped"] * bool(skipped) + [f"{failed} failed, see above"] * bool(failed)
         spent = perf_counter() - started
-        _note("; ".join([f"{counts} in {spent:.1f} s, {audio_s / spent:.0f} x real time", *notes]))
+        terminal.note("; ".join([f"{counts} in {spent:.1f} s, {audio_s / spent:.0f} x real time", *notes]))
     if failed:
         raise typer.Exit(1)
 
@@ -230,7 +233,9 @@ def live(
     if list_devices:
         for one in microphone.devices():
             default = ", the default" * one.default
-            _print(f"{one.number:3}  {_line(one.name)}, {one.sample_rate} Hz, {one.channels} channels{default}\n")
+            terminal.show(
+                f"{one.number:3}  {terminal.line(one.name)}, {one.sample_rate} Hz, {one.channels} channels{default}\n"
+            )
         return
     outputs: dict[str, Path] = {}
     if output is not None:
@@ -241,14 +246,14 @@ def live(
             stem = stem.with_suffix("")
         outputs = {kind: stem.with_name(stem.name + SUFFIXES[kind]) for kind in kinds}
     for wanted in (*outputs.values(), *([save] if save else [])):
-        _refuse_existing(wanted, overwrite)
+        terminal.refuse_existing(wanted, overwrite)
     number = int(device) if device is not None and device.isdigit() else device
     source = microphone.Playback(file, 1 if speed is None else speed) if file else microphone.Microphone(number)
     lengths = {"chunk_s": chunk, "right_context_s": right_context}
-    with _interruptible(), _ending(source.stop), source:
+    with terminal.interruptible(), terminal.ending(source.stop), source:
         # The microphone is heard from here on; what is slow to load comes after it.
         if not quiet:
-            _note(f"listening to {source.name}, {source.sample_rate} Hz; Ctrl-C ends")
+            terminal.note(f"listening to {source.name}, {source.sample_rate} Hz; Ctrl-C ends")
         _listen(
             source,
             _as_onnx(model),
@@ -335,7 +340,7 @@ def evaluate(
             raise typer.BadParameter(message, param_hint=option)
     for wanted in (output, plot):
         if wanted is not None:
-            _refuse_existing(wanted, overwrite)
+            terminal.refuse_existing(wanted, overwrite)
     if plot is not None:
         from asr.training import plots
     console = Console(stderr=True)
@@ -346,7 +351,7 @@ def evaluate(
     failures: list[str] = []
     sure: list[float] = []
     started = perf_counter()
-    with _interruptible():
+    with terminal.interruptible():
         scored = list(_recognise(recognizer, utterances, failures, console, sure))
     spent = perf_counter() - started
     if not scored:
@@ -358,7 +363,7 @@ def evaluate(
         figures = report.to_json() | {"failed": failures}
         if calibration:
             figures["calibration"] = reliable.to_json()
-        _print(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+        terminal.show(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     else:
         report.render(Console())
         if calibration:
@@ -423,7 +428,7 @@ def info(
     path = find_model(_as_onnx(model))
     card = Recognizer(path).card
     if as_json:
-        _print(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        terminal.show(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
         return
 
     def part(of: dict[str, Any], key: str) -> dict[str, Any]:
@@ -458,9 +463,9 @@ def info(
         "calibrated for": ", ".join(part(card, "calibration")),
         "written by": filled("asr {version}, ", card) + f"schema {card['schema']}",
     }
-    rows = {_line(key): _line(value) for key, value in rows.items() if value not in (None, "")}
+    rows = {terminal.line(key): terminal.line(value) for key, value in rows.items() if value not in (None, "")}
     width = max(map(len, rows))
-    _print("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()))
+    terminal.show("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()))
 
 
 @app.command(epilog="Example: `asr doctor recipes/fsdd/data/train.jsonl --config recipes/fsdd/config.yaml`")
@@ -489,12 +494,12 @@ def doctor(
         settings = read_config(config)
         alphabet, normalise = settings.data.alphabet, settings.data.normaliser
         shift_s = settings.features.hop_length * settings.network.subsampling / SAMPLE_RATE
-    with _progress(Console(stderr=True)) as progress:
+    with terminal.progress(Console(stderr=True)) as progress:
         diagnosis = check(
             read(manifest), Tokens.of(alphabet), normaliser(normalise), shift_s, manifest=manifest, progress=progress
         )
     if as_json:
-        _print(diagnosis.to_json() + "\n")
+        terminal.show(diagnosis.to_json() + "\n")
     else:
         diagnosis.render(Console(), examples=examples)
     if diagnosis.errors:
@@ -566,7 +571,7 @@ def tune(
     examples: list[tuning.Example] = []
     decoders = {"greedy": Decoder(recognizer.tokens, beam=1), "beam": Decoder(recognizer.tokens, beam=beam)}
     best: tuning.Trial | None = None
-    with _interruptible("; nothing was changed"), _progress(Console(stderr=True)) as progress:
+    with terminal.interruptible("; nothing was changed"), terminal.progress(Console(stderr=True)) as progress:
         for utterance in progress.track(read(manifest), description="running the network"):
             waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
             examples.append(tuning.Example(recognizer.log_probs(waveform), normalise(utterance.text)))
@@ -574,174 +579,25 @@ def tune(
             task = progress.add_task("trying weights", total=None)
 
             def tell(trial: tuning.Trial) -> None:
-                _note(f"{trial}")
+                terminal.note(f"{trial}")
                 progress.update(task, advance=1)
 
             best = tuning.search(
                 examples, recognizer.tokens, recognizer.lm, beam=beam, start=recognizer.decoding, progress=tell
             )
             decoders["lm"] = Decoder(recognizer.tokens, beam=beam, lm=recognizer.lm, decoding=best.decoding)
-            _print(f"{best}\n")
+            terminal.show(f"{best}\n")
         calibrations: dict[str, Calibration] = {}
         for kind, decoder in progress.track(decoders.items(), description="calibrating"):
             wer, cer = tuning.error_rates(examples, decoder)
-            _print(f"{kind}: WER {wer:.2%}, CER {cer:.2%}\n")
+            terminal.show(f"{kind}: WER {wer:.2%}, CER {cer:.2%}\n")
             try:
                 calibrations[kind] = tuning.calibrate(examples, decoder)
             except ConfidenceError as error:
-                _note(f"{kind}: not calibrated: {error}")
+                terminal.note(f"{kind}: not calibrated: {error}")
         if not dry_run:
             tuning.store(path, best.decoding if best else None, calibrations)
-            _note(f"{path}: these settings are in it now")
-
-
-lm_app = typer.Typer(help="Language models: estimate, measure, look at.", no_args_is_help=True)
-app.add_typer(lm_app, name="lm")
-
-
-@lm_app.command("train", epilog="Example: `asr lm train books.txt.xz -o english.lm --vocab 60000 --entropy 1e-8`")
-def lm_train(
-    texts: Annotated[
-        list[Path],
-        typer.Argument(help="A sentence a line (.txt, .gz, .bz2, .xz), or manifests (.jsonl).", show_default=False),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="The file to write; .arpa or .arpa.gz for that format.", show_default=False
-        ),
-    ],
-    order: Annotated[int, typer.Option(help="The words of the longest n-grams.", min=1, max=10)] = 3,
-    vocab: Annotated[int | None, typer.Option(help="Know only so many words, the most frequent.", min=1)] = None,
-    prune: Annotated[
-        str, typer.Option(help="Drop n-grams seen so often or less, for each order: '0 0 1'.", show_default="none")
-    ] = "",
-    entropy: Annotated[float, typer.Option(help="Drop n-grams that matter less than this; 1e-8 is mild.", min=0)] = 0.0,
-    characters: Annotated[bool, typer.Option("--characters", help="Letters instead of words.")] = False,
-    normalise: Annotated[str, typer.Option("--normaliser", help="As in the recipe: english, none.")] = "english",
-    alphabet: Annotated[str | None, typer.Option(help="Words with other characters are not known.")] = None,
-    exclude: Annotated[
-        list[Path] | None,
-        typer.Option(help="Leave out what shares 7 words in a row with this manifest or text, such as a test set."),
-    ] = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Estimate an n-gram model from text: interpolated modified Kneser-Ney."""
-    from asr import fusion, kneserney, lmtext
-    from asr.text import normaliser
-
-    try:
-        thresholds = [int(part) for part in prune.replace(",", " ").split()]
-    except ValueError:
-        raise typer.BadParameter(
-            f"expected whole numbers such as '0 0 1', got {prune!r}", param_hint="--prune"
-        ) from None
-    _refuse_existing(output, overwrite)
-    chosen = normaliser(normalise)
-    without = lmtext.Without(lmtext.lines(exclude or [], chosen))
-    with _interruptible():
-        lines = without(lmtext.lines(texts, chosen))
-        if characters:
-            lines = map(fusion.spell, lines)
-            alphabet = alphabet and alphabet.replace(" ", fusion.SPACE)
-        try:
-            model = kneserney.train(
-                lines,
-                order=order,
-                vocabulary_size=vocab,
-                alphabet=alphabet,
-                prune=thresholds,
-                entropy=entropy,
-                progress=_note,
-            )
-        finally:  # also where nothing was left
-            if exclude:
-                _note(
-                    f"{without.dropped} lines equal a held-out text or share {lmtext.OVERLAP} words in a row with one, "
-                    "and were left out"
-                )
-        model.info |= {"texts": [path.name for path in texts], "normaliser": normalise}
-        _write_lm(model, output)
-
-
-@lm_app.command("mix", epilog="Example: `asr lm mix books.lm ours.lm -o english.lm --tune data/dev.jsonl`")
-def lm_mix(
-    general: Annotated[
-        Path, typer.Argument(help="A language model, such as of much general text.", show_default=False)
-    ],
-    special: Annotated[Path, typer.Argument(help="Another, such as of few but fitting texts.", show_default=False)],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="The file to write; .arpa or .arpa.gz for that format.", show_default=False
-        ),
-    ],
-    share: Annotated[float, typer.Option(help="Of the second one, from 0 to 1.", min=0, max=1)] = 0.3,
-    tune: Annotated[
-        Path | None, typer.Option(help="Find the share that suits this text or manifest best; never a test set.")
-    ] = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """One language model of two, each with its share of every probability."""
-    from asr import fusion, lmtext, mixing
-    from asr.lm import NgramModel
-    from asr.text import normaliser
-
-    _refuse_existing(output, overwrite)
-    a, b = NgramModel.load(general), NgramModel.load(special)
-    if fusion.is_character_model(a) != fusion.is_character_model(b):
-        raise AsrError(f"{general}, {special}: expected two models of words or two of characters, got one of each")
-    with _interruptible():
-        if tune is not None:
-            share = mixing.best_share(a, b, lmtext.lines([tune], normaliser(str(a.info.get("normaliser", "english")))))
-            _note(f"share {share:.3f}")
-        model = mixing.mix(a, b, share)
-        model.info["normaliser"] = a.info.get("normaliser", "english")
-        _write_lm(model, output)
-
-
-@lm_app.command("perplexity", epilog="Example: `asr lm perplexity english.lm data/dev.jsonl`")
-def lm_perplexity(
-    model: Annotated[Path, typer.Argument(help="A language model.", show_default=False)],
-    texts: Annotated[list[Path], typer.Argument(help="Text or manifests, as for asr lm train.", show_default=False)],
-    normalise: Annotated[
-        str | None, typer.Option("--normaliser", help="As in the recipe.", show_default="the model's, or english")
-    ] = None,
-) -> None:
-    """How well a language model foretells a text: the lower, the better."""
-    from asr import fusion, lmtext
-    from asr.lm import NgramModel
-    from asr.text import normaliser
-
-    loaded = NgramModel.load(model)
-    read = lmtext.lines(texts, normaliser(normalise or str(loaded.info.get("normaliser", "english"))))
-    lines: Iterator[str] = filter(None, read)  # as for asr lm train, an empty line is no sentence
-    if fusion.is_character_model(loaded):
-        lines = map(fusion.spell, lines)
-    with _interruptible():
-        found = loaded.perplexity(lines)
-    if not found.sentences:
-        raise AsrError(f"{', '.join(map(str, texts))}: expected a text, got no words")
-    _print(
-        f"perplexity {found.including_oovs:.1f}, without unknown words {found.excluding_oovs:.1f}; "
-        f"{found.words} words in {found.sentences} sentences, {found.oovs} unknown\n"
-    )
-
-
-@lm_app.command("info", epilog="Example: `asr lm info english.lm`")
-def lm_info(model: Annotated[Path, typer.Argument(help="A language model.", show_default=False)]) -> None:
-    """What a language model is: order, n-grams, text, vocabulary."""
-    from asr.lm import NgramModel
-
-    loaded = NgramModel.load(model)
-    rows = {f"{n}-grams": f"{count:,}" for n, count in enumerate(loaded.counts, 1)}
-    rows |= {_line(key.replace("_", " ")): _line(value) for key, value in loaded.info.items()}
-    rows |= {
-        "file": f"{_line(model)} ({model.stat().st_size / 1e6:.1f} MB)",
-        "vocabulary": " ".join(map(_line, loaded.words[3:13])) + " ..." * (len(loaded.words) > 13),
-    }
-    width = max(map(len, rows))
-    _print("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()))
+            terminal.note(f"{path}: these settings are in it now")
 
 
 def main() -> None:
@@ -749,7 +605,7 @@ def main() -> None:
     try:
         app(prog_name="asr")  # also as python -m asr, or shell completion would be of python
     except AsrError as error:
-        _complain(error)
+        terminal.complain(error)
         sys.exit(1)
     except ModuleNotFoundError as error:
         extras = {
@@ -763,7 +619,7 @@ def main() -> None:
         extra = extras.get(str(error.name).split(".")[0])
         if extra is None:
             raise
-        _complain(
+        terminal.complain(
             f"this command needs {error.name}, which is not installed; in a clone of this project: pip install '.[{extra}]'"
         )
         sys.exit(1)
@@ -801,7 +657,7 @@ def _note_unspelt(recognizer: Recognizer) -> None:
     unspelt = recognizer.decoder.unspelt
     if unspelt:
         few = ", ".join(unspelt[:5]) + ", ..." * (len(unspelt) > 5)
-        _note(f"{len(unspelt)} words of the language model cannot be spelt by {recognizer.name}: {few}")
+        terminal.note(f"{len(unspelt)} words of the language model cannot be spelt by {recognizer.name}: {few}")
 
 
 def _transcribe_pipe(
@@ -828,7 +684,7 @@ def _transcribe_pipe(
         raise broken[0]
     _deliver(transcript, job, kind, overwrite)
     if verbose:
-        _note(_told(job.path, transcript, perf_counter() - started))
+        terminal.note(_told(job.path, transcript, perf_counter() - started))
     if broken:
         raise broken[0]
 
@@ -863,20 +719,20 @@ def _listen(
     with nullcontext() if save is None else Recording(save, overwrite=overwrite) as session.recording:
         shown = not quiet and sys.stdout is not None and sys.stdout.isatty()
         try:
-            with Terminal(Console(), source, session) if shown else nullcontext() as terminal:
+            with Terminal(Console(), source, session) if shown else nullcontext() as display:
                 for events in listen(source, session):
                     for event in events:
                         if isinstance(event, Trouble):
-                            _complain(event.text)
-                        elif terminal is not None:
-                            terminal.show(event)
+                            terminal.complain(event.text)
+                        elif display is not None:
+                            display.show(event)
                         elif isinstance(event, Final):
-                            _print(f"{event.text}\n")
-                    if terminal is not None:
-                        terminal.draw()
+                            terminal.show(f"{event.text}\n")
+                    if display is not None:
+                        display.draw()
         finally:  # also of what was said before an error
             for kind, target in outputs.items():
-                write(target, WRITERS[kind](session.transcript, _line(target.stem)), overwrite=overwrite)
+                write(target, WRITERS[kind](session.transcript, terminal.line(target.stem)), overwrite=overwrite)
         if session.recording is not None and session.recording.failed is not None:
             raise typer.Exit(1)
 
@@ -895,48 +751,12 @@ def _deliver(transcript: Transcript, job: Job, kind: str, overwrite: bool, prefi
     """Write a transcript to the job's outputs; without any, print it in one format, after the prefix."""
     from asr.transcript import WRITERS, write
 
-    name = _line(job.path.stem)
+    name = terminal.line(job.path.stem)
     for output_kind, target in job.outputs.items():
-        _make_folder(target.parent)
+        terminal.make_folder(target.parent)
         write(target, WRITERS[output_kind](transcript, name), overwrite=overwrite)
     if not job.outputs:
-        _print(prefix + WRITERS[kind](transcript, name))
-
-
-@contextmanager
-def _interruptible(hint: str = "") -> Iterator[None]:
-    """Ctrl-C within is one line on stderr, and exit status 130."""
-    import signal
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would be a traceback from Python's own end
-        _complain(f"interrupted{hint}")
-        raise typer.Exit(130) from None
-
-
-@contextmanager
-def _ending(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C within, or other request to end, calls `stop`; the next one does what it always does."""
-    import signal
-
-    before: dict[int, Any] = {}
-
-    def first(number: int, _frame: object) -> None:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        stop()
-
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup and & leave it
-            before[number] = signal.signal(number, first)
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        terminal.show(prefix + WRITERS[kind](transcript, name))
 
 
 def _told(path: Path, transcript: Transcript, seconds: float) -> str:
@@ -944,71 +764,6 @@ def _told(path: Path, transcript: Transcript, seconds: float) -> str:
     speed = duration_s / max(seconds, 1e-9)
     words = f"{count} word{'s' * (count != 1)}"
     return f"{path}: {duration_s:.2f} s of audio, {words}, in {seconds:.2f} s, {speed:.0f} x real time"
-
-
-def _stderr(quiet: bool) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True, quiet=quiet)
-
-
-def _complain(error: object) -> None:
-    _note(f"asr: {error}")
-
-
-def _note(text: str) -> None:
-    typer.echo(_line(text), err=True)
-
-
-def _line(text: object) -> str:
-    """As one line of plain text, whatever a file's name holds: line ends are spaces, control characters escaped."""
-    line = " ".join(str(text).splitlines())
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], line)
-
-
-def _print(text: str) -> None:
-    """Text on stdout, at once. Nothing more is worth doing when that is full or closed."""
-    if sys.stdout is None:
-        _complain("standard output: is closed; open it, or write files with -o")
-        raise typer.Exit(1)
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except UnicodeEncodeError as error:
-        raise AsrError(
-            f"standard output: its encoding, {error.encoding}, lacks {error.object[error.start]!a}; "
-            "set PYTHONIOENCODING=utf-8, or write files with -o"
-        ) from None
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _complain(f"standard output: cannot be written: {error.strerror}; check the free space there")
-        raise typer.Exit(1) from None
-
-
-def _refuse_existing(output: Path, overwrite: bool) -> None:
-    """Before the work, which may take hours."""
-    if os.path.exists(output) and not overwrite:  # noqa: PTH110 (Path.exists raises where a name is too long)
-        raise AsrError(f"{output}: the file exists already; use --overwrite, or name another")
-    _make_folder(output.parent)
-
-
-def _write_lm(model: NgramModel, output: Path) -> None:
-    if output.name.endswith((".arpa", ".arpa.gz")):
-        model.write_arpa(output)
-    else:
-        model.save(output)
-    counts = ", ".join(f"{count} {n}-grams" for n, count in enumerate(model.counts, 1))
-    _note(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {counts}")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AsrError(
-            f"{folder}: expected a folder to write to, got: {error.strerror}; name another, or change its mode"
-        ) from None
 
 
 def _as_onnx(model: str) -> str:
@@ -1049,22 +804,15 @@ def _recognise(
     from asr.text import normaliser
 
     normalise = normaliser(recognizer.card.get("normaliser", "none"))
-    with _progress(console) as progress:
+    with terminal.progress(console) as progress:
         for utterance in progress.track(utterances, description="recognising"):
             try:
                 waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
                 transcript = recognizer.transcribe(waveform, audio.SAMPLE_RATE)
             except AsrError as error:
                 failures.append(str(error))
-                _complain(error)
+                terminal.complain(error)
                 continue
             reference = normalise(utterance.text)
             sure += [word.confidence for word in transcript.words]
             yield Scored(utterance.id, reference, transcript.text, utterance.speaker, utterance.duration_s)
-
-
-def _progress(console: Console) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

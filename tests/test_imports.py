@@ -71,6 +71,8 @@ ALLOWED = {
         "training",
     },
     "batch": {"errors", "audio", "recognizer", "transcript"},
+    "terminal": {"errors"},
+    "cli_lm": None,
     "cli": None,  # the top: anything, but only inside its commands
     "__main__": None,
     "__init__": {"recognizer", "transcript"},

@@ -1,0 +1,174 @@
+"""The commands `asr lm`: estimate, mix, measure and show language models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from asr import terminal
+from asr.errors import AsrError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from asr.lm import NgramModel
+
+app = typer.Typer(help="Language models: estimate, measure, look at.", no_args_is_help=True)
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+
+
+@app.command("train", epilog="Example: `asr lm train books.txt.xz -o english.lm --vocab 60000 --entropy 1e-8`")
+def train(
+    texts: Annotated[
+        list[Path],
+        typer.Argument(help="A sentence a line (.txt, .gz, .bz2, .xz), or manifests (.jsonl).", show_default=False),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The file to write; .arpa or .arpa.gz for that format.", show_default=False
+        ),
+    ],
+    order: Annotated[int, typer.Option(help="The words of the longest n-grams.", min=1, max=10)] = 3,
+    vocab: Annotated[int | None, typer.Option(help="Know only so many words, the most frequent.", min=1)] = None,
+    prune: Annotated[
+        str, typer.Option(help="Drop n-grams seen so often or less, for each order: '0 0 1'.", show_default="none")
+    ] = "",
+    entropy: Annotated[float, typer.Option(help="Drop n-grams that matter less than this; 1e-8 is mild.", min=0)] = 0.0,
+    characters: Annotated[bool, typer.Option("--characters", help="Letters instead of words.")] = False,
+    normalise: Annotated[str, typer.Option("--normaliser", help="As in the recipe: english, none.")] = "english",
+    alphabet: Annotated[str | None, typer.Option(help="Words with other characters are not known.")] = None,
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option(help="Leave out what shares 7 words in a row with this manifest or text, such as a test set."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Estimate an n-gram model from text: interpolated modified Kneser-Ney."""
+    from asr import fusion, kneserney, lmtext
+    from asr.text import normaliser
+
+    try:
+        thresholds = [int(part) for part in prune.replace(",", " ").split()]
+    except ValueError:
+        raise typer.BadParameter(
+            f"expected whole numbers such as '0 0 1', got {prune!r}", param_hint="--prune"
+        ) from None
+    terminal.refuse_existing(output, overwrite)
+    chosen = normaliser(normalise)
+    without = lmtext.Without(lmtext.lines(exclude or [], chosen))
+    with terminal.interruptible():
+        lines = without(lmtext.lines(texts, chosen))
+        if characters:
+            lines = map(fusion.spell, lines)
+            alphabet = alphabet and alphabet.replace(" ", fusion.SPACE)
+        try:
+            model = kneserney.train(
+                lines,
+                order=order,
+                vocabulary_size=vocab,
+                alphabet=alphabet,
+                prune=thresholds,
+                entropy=entropy,
+                progress=terminal.note,
+            )
+        finally:  # also where nothing was left
+            if exclude:
+                terminal.note(
+                    f"{without.dropped} lines equal a held-out text or share {lmtext.OVERLAP} words in a row with one, "
+                    "and were left out"
+                )
+        model.info |= {"texts": [path.name for path in texts], "normaliser": normalise}
+        _write_lm(model, output)
+
+
+@app.command("mix", epilog="Example: `asr lm mix books.lm ours.lm -o english.lm --tune data/dev.jsonl`")
+def mix(
+    general: Annotated[
+        Path, typer.Argument(help="A language model, such as of much general text.", show_default=False)
+    ],
+    special: Annotated[Path, typer.Argument(help="Another, such as of few but fitting texts.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The file to write; .arpa or .arpa.gz for that format.", show_default=False
+        ),
+    ],
+    share: Annotated[float, typer.Option(help="Of the second one, from 0 to 1.", min=0, max=1)] = 0.3,
+    tune: Annotated[
+        Path | None, typer.Option(help="Find the share that suits this text or manifest best; never a test set.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """One language model of two, each with its share of every probability."""
+    from asr import fusion, lmtext, mixing
+    from asr.lm import NgramModel
+    from asr.text import normaliser
+
+    terminal.refuse_existing(output, overwrite)
+    a, b = NgramModel.load(general), NgramModel.load(special)
+    if fusion.is_character_model(a) != fusion.is_character_model(b):
+        raise AsrError(f"{general}, {special}: expected two models of words or two of characters, got one of each")
+    with terminal.interruptible():
+        if tune is not None:
+            share = mixing.best_share(a, b, lmtext.lines([tune], normaliser(str(a.info.get("normaliser", "english")))))
+            terminal.note(f"share {share:.3f}")
+        model = mixing.mix(a, b, share)
+        model.info["normaliser"] = a.info.get("normaliser", "english")
+        _write_lm(model, output)
+
+
+@app.command("perplexity", epilog="Example: `asr lm perplexity english.lm data/dev.jsonl`")
+def perplexity(
+    model: Annotated[Path, typer.Argument(help="A language model.", show_default=False)],
+    texts: Annotated[list[Path], typer.Argument(help="Text or manifests, as for asr lm train.", show_default=False)],
+    normalise: Annotated[
+        str | None, typer.Option("--normaliser", help="As in the recipe.", show_default="the model's, or english")
+    ] = None,
+) -> None:
+    """How well a language model foretells a text: the lower, the better."""
+    from asr import fusion, lmtext
+    from asr.lm import NgramModel
+    from asr.text import normaliser
+
+    loaded = NgramModel.load(model)
+    read = lmtext.lines(texts, normaliser(normalise or str(loaded.info.get("normaliser", "english"))))
+    lines: Iterator[str] = filter(None, read)  # as for asr lm train, an empty line is no sentence
+    if fusion.is_character_model(loaded):
+        lines = map(fusion.spell, lines)
+    with terminal.interruptible():
+        found = loaded.perplexity(lines)
+    if not found.sentences:
+        raise AsrError(f"{', '.join(map(str, texts))}: expected a text, got no words")
+    terminal.show(
+        f"perplexity {found.including_oovs:.1f}, without unknown words {found.excluding_oovs:.1f}; "
+        f"{found.words} words in {found.sentences} sentences, {found.oovs} unknown\n"
+    )
+
+
+@app.command("info", epilog="Example: `asr lm info english.lm`")
+def info(model: Annotated[Path, typer.Argument(help="A language model.", show_default=False)]) -> None:
+    """What a language model is: order, n-grams, text, vocabulary."""
+    from asr.lm import NgramModel
+
+    loaded = NgramModel.load(model)
+    rows = {f"{n}-grams": f"{count:,}" for n, count in enumerate(loaded.counts, 1)}
+    rows |= {terminal.line(key.replace("_", " ")): terminal.line(value) for key, value in loaded.info.items()}
+    rows |= {
+        "file": f"{terminal.line(model)} ({model.stat().st_size / 1e6:.1f} MB)",
+        "vocabulary": " ".join(map(terminal.line, loaded.words[3:13])) + " ..." * (len(loaded.words) > 13),
+    }
+    width = max(map(len, rows))
+    terminal.show("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()))
+
+
+def _write_lm(model: NgramModel, output: Path) -> None:
+    if output.name.endswith((".arpa", ".arpa.gz")):
+        model.write_arpa(output)
+    else:
+        model.save(output)
+    counts = ", ".join(f"{count} {n}-grams" for n, count in enumerate(model.counts, 1))
+    terminal.note(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {counts}")

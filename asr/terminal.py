@@ -1,0 +1,119 @@
+"""What all commands do with the terminal: text on stdout, everything else on stderr as one line, Ctrl-C, progress."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from asr.errors import AsrError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+
+@contextmanager
+def interruptible(hint: str = "") -> Iterator[None]:
+    """Ctrl-C within is one line on stderr, and exit status 130."""
+    import signal
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would be a traceback from Python's own end
+        complain(f"interrupted{hint}")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def ending(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C within, or other request to end, calls `stop`; the next one does what it always does."""
+    import signal
+
+    before: dict[int, Any] = {}
+
+    def first(number: int, _frame: object) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        stop()
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup and & leave it
+            before[number] = signal.signal(number, first)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def stderr(quiet: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=quiet)
+
+
+def complain(error: object) -> None:
+    note(f"asr: {error}")
+
+
+def note(text: str) -> None:
+    typer.echo(line(text), err=True)
+
+
+def line(text: object) -> str:
+    """As one line of plain text, whatever a file's name holds: line ends are spaces, control characters escaped."""
+    line = " ".join(str(text).splitlines())
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], line)
+
+
+def show(text: str) -> None:
+    """Text on stdout, at once. Nothing more is worth doing when that is full or closed."""
+    if sys.stdout is None:
+        complain("standard output: is closed; open it, or write files with -o")
+        raise typer.Exit(1)
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except UnicodeEncodeError as error:
+        raise AsrError(
+            f"standard output: its encoding, {error.encoding}, lacks {error.object[error.start]!a}; "
+            "set PYTHONIOENCODING=utf-8, or write files with -o"
+        ) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        complain(f"standard output: cannot be written: {error.strerror}; check the free space there")
+        raise typer.Exit(1) from None
+
+
+def refuse_existing(output: Path, overwrite: bool) -> None:
+    """Before the work, which may take hours."""
+    if os.path.exists(output) and not overwrite:  # noqa: PTH110 (Path.exists raises where a name is too long)
+        raise AsrError(f"{output}: the file exists already; use --overwrite, or name another")
+    make_folder(output.parent)
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AsrError(
+            f"{folder}: expected a folder to write to, got: {error.strerror}; name another, or change its mode"
+        ) from None
+
+
+def progress(console: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
