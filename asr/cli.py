@@ -565,16 +565,25 @@ def tune(
     if closed and lm is None:
         raise typer.BadParameter("is for a language model: --lm FILE", param_hint="--closed")
     path = find_model(model)
+    if not dry_run and not os.access(path.parent, os.W_OK):  # before the work
+        raise AsrError(f"{path}: no permission to write beside it; copy the model to where you may, or use --dry-run")
     recognizer = Recognizer(path, beam=beam, lm=lm, decoding={"unknown": None} if closed else None)
     _note_unspelt(recognizer)
     normalise = normaliser(recognizer.card.get("normaliser", "none"))
     examples: list[tuning.Example] = []
+    failed = 0
     decoders = {"greedy": Decoder(recognizer.tokens, beam=1), "beam": Decoder(recognizer.tokens, beam=beam)}
     best: tuning.Trial | None = None
     with terminal.interruptible("; nothing was changed"), terminal.progress(Console(stderr=True)) as progress:
         for utterance in progress.track(read(manifest), description="running the network"):
-            waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
-            examples.append(tuning.Example(recognizer.log_probs(waveform), normalise(utterance.text)))
+            try:
+                waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
+                examples.append(tuning.Example(recognizer.log_probs(waveform), normalise(utterance.text)))
+            except AsrError as error:
+                terminal.complain(error)
+                failed += 1
+        if not any(example.reference for example in examples):
+            raise AsrError(f"{manifest}: expected recordings with texts to tune on, got none that can be used")
         if recognizer.lm is not None:
             task = progress.add_task("trying weights", total=None)
 
@@ -598,6 +607,9 @@ def tune(
         if not dry_run:
             tuning.store(path, best.decoding if best else None, calibrations)
             terminal.note(f"{path}: these settings are in it now")
+    if failed:
+        terminal.note(f"{failed} recordings could not be read, see above; the settings are of the others")
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -241,6 +241,15 @@ def test_tune_writes_what_it_finds(
     assert stored == given
 
 
+def test_tune_goes_on_without_what_cannot_be_read(asr: Run, own: Path, tmp_path: Path) -> None:
+    rows = [(DIGITS, "five seven nine zero"), (tmp_path / "gone.wav", "one"), (SEVEN, "six")]
+    done = asr("tune", own, manifest(tmp_path / "some.jsonl", rows), "--dry-run")
+    assert done.status == 1
+    assert "gone.wav: no such file" in done.complaint
+    assert done.complaint.endswith("1 recordings could not be read, see above; the settings are of the others\n")
+    assert done.text.startswith("greedy: WER 20.00%")
+
+
 def test_tune_with_too_little_still_finds_the_weights(asr: Run, lm: Path, own: Path, dev: Path) -> None:
     done = asr("tune", own, dev, "--lm", lm, "--beam", 2, "--closed")
     assert done.status == 0
@@ -667,8 +676,12 @@ def test_files_that_are_not_there(asr: Run, tmp_path: Path, own: Path, dev: Path
     )
     assert_refused(asr("tune", own, "b.jsonl"), "b.jsonl: no such manifest; *")
     kept = own.read_bytes()
-    manifest(dev, [(SEVEN, "seven"), (tmp_path / "gone.wav", "one")])
-    assert_refused(asr("tune", own, dev), "*/gone.wav: no such file; check the path")
+    manifest(dev, [(SEVEN, ""), (tmp_path / "gone.wav", "one")])
+    done = asr("tune", own, dev)
+    assert (done.status, done.text) == (1, "")
+    missing, none = done.complaint.splitlines()
+    assert missing.endswith("/gone.wav: no such file; check the path")
+    assert none.endswith("dev.jsonl: expected recordings with texts to tune on, got none that can be used")
     assert own.read_bytes() == kept
 
 
