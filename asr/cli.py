@@ -56,7 +56,6 @@ Reject = Annotated[
     float | None,
     typer.Option(help="Nothing rather than a sentence of the grammar so many nats a letter below free text.", min=0),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override.")]
 
 
@@ -82,7 +81,7 @@ def transcribe(
         int | None, typer.Option("--jobs", "-j", help="Processes.", min=1, show_default="all cores for 4 files or more")
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also the folders within folders.")] = False,
-    overwrite: Overwrite = False,
+    overwrite: terminal.Overwrite = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")
     ] = False,
@@ -101,7 +100,7 @@ def transcribe(
     kinds = _formats(formats)
     piped = inputs == ["-"]
     replace = overwrite or skip_existing  # one that is left of an unfinished recording is replaced too
-    for wrong, option, message in (
+    _refuse(
         (output is None and len(kinds) > 1, "--format", "several formats need a folder to go to: -o DIR"),
         (quiet and verbose, "--quiet", "--verbose asks for the opposite"),
         (overwrite and skip_existing, "--overwrite", "--skip-existing asks for the opposite"),
@@ -111,11 +110,8 @@ def transcribe(
         (piped and (recursive or jobs), "--recursive, --jobs", "a pipe is one recording"),
         (n_best > 1 and kinds != ["json"], "--n-best", "only the format json has room for it: -f json"),
         (n_best > beam, "--n-best", f"the beam of {beam} ends with no more texts than that: --beam {n_best}"),
-        (decoding is not None and lm is None, "--decoding", "steers a language model: --lm FILE"),
-        (reject is not None and grammar is None, "--reject", "is for a grammar: --grammar FILE"),
-    ):
-        if wrong:
-            raise typer.BadParameter(message, param_hint=option)
+    )
+    options = _steering(beam, lm, decoding, hotwords, grammar, reject) | {"threads": threads, "n_best": n_best}
     started = perf_counter()
     recordings, nothing = ({Path("stdin"): Path("stdin")}, []) if piped else batch.find(inputs, recursive=recursive)
     if output is None and len(recordings) > 1 and kinds[0] not in ("txt", "ctm"):
@@ -126,7 +122,6 @@ def transcribe(
     for error in nothing + refused:
         terminal.complain(error)
     model = _as_onnx(model)
-    options = _steering(beam, lm, decoding, hotwords, grammar, reject) | {"threads": threads, "n_best": n_best}
     if verbose and todo:
         count = batch.processes(len(todo), jobs)
         recognizer = Recognizer(model, **options)
@@ -193,7 +188,7 @@ def live(
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="At the end, write all texts: a folder, or a name.")
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: terminal.Overwrite = False,
     vad_level: Annotated[
         float | None,
         typer.Option(
@@ -218,18 +213,15 @@ def live(
     from asr import microphone
     from asr.transcript import SUFFIXES
 
-    for wrong, option, message in (
+    _refuse(
         (save is not None and save.suffix.lower() != ".wav", "--save", "expected a file's name that ends in .wav"),
         (file and save and file.resolve() == save.resolve(), "--save", "is the file that is played"),
         (formats is not None and output is None, "--format", "is of the files to write: -o NAME"),
         (overwrite and output is None and save is None, "--overwrite", "no files are written without -o or --save"),
         (file is not None and device is not None, "--device", "--from asks for a file instead"),
         (file is None and speed is not None, "--speed", "is of a file that is played: --from FILE"),
-        (decoding is not None and lm is None, "--decoding", "steers a language model: --lm FILE"),
-        (reject is not None and grammar is None, "--reject", "is for a grammar: --grammar FILE"),
-    ):
-        if wrong:
-            raise typer.BadParameter(message, param_hint=option)
+    )
+    steering = _steering(beam, lm, decoding, hotwords, grammar, reject)
     if list_devices:
         for one in microphone.devices():
             default = ", the default" * one.default
@@ -239,7 +231,9 @@ def live(
         return
     outputs: dict[str, Path] = {}
     if output is not None:
-        stem = Path(output) / "live" if output.endswith(("/", os.sep)) or os.path.isdir(output) else Path(output)  # noqa: PTH112
+        # Not Path.is_dir: it raises where a name is too long.
+        folder = output.endswith(("/", os.sep)) or os.path.isdir(output)  # noqa: PTH112
+        stem = Path(output) / "live" if folder else Path(output)
         by_suffix = {suffix.lower(): kind for kind, suffix in SUFFIXES.items()}
         kinds = _formats(formats or by_suffix.get(stem.suffix.lower(), "txt"))
         if by_suffix.get(stem.suffix.lower()) in kinds:
@@ -257,7 +251,7 @@ def live(
         _listen(
             source,
             _as_onnx(model),
-            _steering(beam, lm, decoding, hotwords, grammar, reject),
+            steering,
             {name: value for name, value in lengths.items() if value is not None},
             vad_level=vad_level,
             save=save,
@@ -316,7 +310,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write every reference and hypothesis, as JSON lines.")
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: terminal.Overwrite = False,
 ) -> None:
     """Word and character error rates on a manifest, and where the errors are."""
     import json
@@ -330,14 +324,11 @@ def evaluate(
     from asr.recognizer import Recognizer
     from asr.transcript import write, write_bytes
 
-    for wrong, option, message in (
+    _refuse(
         (plot is not None and not calibration, "--plot", "shows the confidences: --calibration"),
         (plot is not None and plot.suffix != ".png", "--plot", "expected a file's name that ends in .png"),
-        (decoding is not None and lm is None, "--decoding", "steers a language model: --lm FILE"),
-        (reject is not None and grammar is None, "--reject", "is for a grammar: --grammar FILE"),
-    ):
-        if wrong:
-            raise typer.BadParameter(message, param_hint=option)
+    )
+    steering = _steering(beam, lm, decoding, hotwords, grammar, reject)
     for wanted in (output, plot):
         if wanted is not None:
             terminal.refuse_existing(wanted, overwrite)
@@ -346,7 +337,7 @@ def evaluate(
     console = Console(stderr=True)
     utterances = read(manifest)
     model = _as_onnx(model)
-    recognizer = Recognizer(model, **_steering(beam, lm, decoding, hotwords, grammar, reject))
+    recognizer = Recognizer(model, **steering)
     _note_unspelt(recognizer)
     failures: list[str] = []
     sure: list[float] = []
@@ -357,18 +348,20 @@ def evaluate(
     if not scored:
         raise AsrError(f"{manifest}: none of {len(utterances)} utterances could be read; the first: {failures[0]}")
     report = metrics.report(scored, worst=worst)
-    known = [confidence.right_words(one.reference, one.hypothesis) for one in scored]
-    reliable = confidence.reliability(np.array(sure), np.concatenate(known))
+    reliable = None
+    if calibration:
+        known = [confidence.right_words(one.reference, one.hypothesis) for one in scored]
+        reliable = confidence.reliability(np.array(sure), np.concatenate(known))
     if as_json:
         figures = report.to_json() | {"failed": failures}
-        if calibration:
+        if reliable is not None:
             figures["calibration"] = reliable.to_json()
         terminal.show(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     else:
         report.render(Console())
-        if calibration:
+        if reliable is not None:
             reliable.render(Console())
-    if plot is not None:
+    if plot is not None and reliable is not None:
         title = f"{recognizer.name}: {len(sure)} words, expected calibration error {reliable.error:.3f}"
         picture = plots.reliability(title, reliable.counts, reliable.confidence, reliable.accuracy)
         write_bytes(plot, picture, overwrite=overwrite)
@@ -393,7 +386,7 @@ def export(
     manifest: Annotated[
         Path | None, typer.Option(help="Measure the WER on this, of int8 beside float32, and keep it in the file.")
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: terminal.Overwrite = False,
 ) -> None:
     """Write a trained model as one file that runs without PyTorch."""
     import tempfile
@@ -644,10 +637,21 @@ def main() -> None:
         sys.exit(1)
 
 
+def _refuse(*faults: tuple[object, str, str]) -> None:
+    """The first of the faults that is one, as wrong usage. Each: whether it is, the option, the message."""
+    for wrong, option, message in faults:
+        if wrong:
+            raise typer.BadParameter(message, param_hint=option)
+
+
 def _steering(
     beam: int, lm: str | None, decoding: str | None, hotwords: Path | None, grammar: Path | None, reject: float | None
 ) -> dict[str, Any]:
     """What the options say, as arguments of a Recognizer."""
+    _refuse(
+        (decoding is not None and lm is None, "--decoding", "steers a language model: --lm FILE"),
+        (reject is not None and grammar is None, "--reject", "is for a grammar: --grammar FILE"),
+    )
     from dataclasses import fields
 
     from asr.fusion import Decoding

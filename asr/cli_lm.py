@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Language models: estimate, measure, look at.", no_args_is_help=True)
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
-
 
 @app.command("train", epilog="Example: `asr lm train books.txt.xz -o english.lm --vocab 60000 --entropy 1e-8`")
 def train(
@@ -45,7 +43,7 @@ def train(
         list[Path] | None,
         typer.Option(help="Leave out what shares 7 words in a row with this manifest or text, such as a test set."),
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: terminal.Overwrite = False,
 ) -> None:
     """Estimate an n-gram model from text: interpolated modified Kneser-Ney."""
     from asr import fusion, kneserney, lmtext
@@ -101,7 +99,7 @@ def mix(
     tune: Annotated[
         Path | None, typer.Option(help="Find the share that suits this text or manifest best; never a test set.")
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: terminal.Overwrite = False,
 ) -> None:
     """One language model of two, each with its share of every probability."""
     from asr import fusion, lmtext, mixing

@@ -120,7 +120,7 @@ class WordScorer:
     def __init__(self, model: NgramModel, tokens: Tokens, decoding: Decoding, extra: Iterable[str] = ()) -> None:
         if " " not in tokens.symbols:
             raise FusionError("expected a vocabulary with a space for a word model, got none: use a character model")
-        self._space = tokens.symbols.index(" ")
+        self._space = tokens.space
         self._model = model
         self._weight, self._bonus = decoding.lm_weight, decoding.word_bonus
         known = model.words[EOS + 1 :]

@@ -116,7 +116,7 @@ class _Automaton:
     def __init__(self, sentences: Expression, tokens: Tokens, rules: Mapping[str, Expression], where: str) -> None:
         self._tokens = tokens
         # Without a space in the alphabet a sentence is one word. The blank, which scorers are never asked for, stands in.
-        self._space = BLANK if tokens.unknown(" ") else tokens.encode(" ")[0]
+        self._space = tokens.space
         self._rules = rules
         self._where = where
         self._size = 0

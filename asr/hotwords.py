@@ -29,7 +29,7 @@ import numpy as np
 
 from asr import spelling
 from asr.errors import AsrError
-from asr.tokens import BLANK, Tokens
+from asr.tokens import Tokens
 
 DEFAULT_WEIGHT = 5.0  # a phrase may be exp(5), 150 times less probable than what sounds like it, and still win
 MAX_WEIGHT = 20.0  # more could bring up phrases that nobody said
@@ -63,7 +63,7 @@ class HotWords:
 
     def __init__(self, phrases: Mapping[str, float], tokens: Tokens) -> None:
         # Without a space in the alphabet a text is one word. The blank, which scorers are never asked for, stands in.
-        self._space = space = BLANK if tokens.unknown(" ") else tokens.encode(" ")[0]
+        self._space = space = tokens.space
 
         # The tree. Node 0 is the empty end of a text, inside a word that begins no phrase; node 1 is the space alone.
         nodes = {(_OUTSIDE, space): _START}  # (parent, token) -> node

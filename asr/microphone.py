@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Piece:
     overflowed: bool
 
 
-class Source:
+class Source(ABC):
     """A queue of sound. name, sample_rate: of what is heard; time_s: how much has come.
 
     silence: what to look at if only zeros come, if anything.
@@ -109,9 +110,9 @@ class Source:
         self._queue.append((self._came, samples, overflowed))
         self._came += len(samples)
 
+    @abstractmethod
     def _ended(self, idle_s: float) -> bool:
         """Whether nothing more will be put; _fault says why, where it should have been. idle_s: how long nothing was."""
-        raise NotImplementedError
 
 
 class Microphone(Source):

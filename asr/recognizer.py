@@ -13,7 +13,7 @@ import numpy as np
 from asr import audio, stream
 from asr import hotwords as hot
 from asr.confidence import Calibration
-from asr.decoder import Decoder
+from asr.decoder import Decoder, runs
 from asr.fusion import Decoding, FusionError
 from asr.grammar import Grammar
 from asr.lm import NgramModel
@@ -68,7 +68,6 @@ class Recognizer:
         self.network = Network(find_model(model), threads)
         self.card, self.name, self.tokens = self.network.card, self.network.name, self.network.tokens
         self.frame_shift_s = self.network.frame_shift_s
-        self._space = self.tokens.encode(" ")[0] if " " in self.tokens.symbols else BLANK
         self.n_best = n_best
         self.lm = self._language_model(lm)
         self.decoding = replace(_numbers(Decoding, self.card.get("decoding")) or Decoding(), **(decoding or {}))
@@ -212,9 +211,7 @@ class Recognizer:
 
     def _cut(self, log_probs: np.ndarray) -> int:
         """Where to end a stretch of (T, V): in the middle of its longest pause, 0 if it should go on to the next window."""
-        silent = np.isin(log_probs.argmax(axis=1), [BLANK, self._space])
-        edges = np.flatnonzero(np.diff(silent, prepend=False, append=False))
-        starts, ends = edges[::2], edges[1::2]
+        starts, ends = runs(self.decoder.silent(log_probs))
         pauses = (ends - starts) * self.frame_shift_s >= _MIN_PAUSE_S
         late = pauses & (starts > len(log_probs) // 2)  # an early cut would let the rest grow from window to window
         for choice in (late, pauses):

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
 from asr import audio
-from asr.decoder import Decoder
+from asr.decoder import Decoder, runs
 from asr.errors import AsrError
 from asr.network import Network
-from asr.tokens import BLANK
 from asr.transcript import Word, sounded_out
 
 CHUNK_S = 0.32
@@ -115,7 +115,6 @@ class Stream:
         self._network, self._decoder, self._rules = network, decoder, rules
         self._chunk = max(1, round(chunk_s / shift_s))
         self._context = round(right_context_s / shift_s) if network.bidirectional else 0
-        self._space = decoder.tokens.symbols.index(" ") if " " in decoder.tokens.symbols else BLANK
         # Frames are numbered from the stream's start. The network's state and the beam have heard up to `_done`.
         self._done = 0
         self._start = 0  # the utterance's first frame
@@ -188,7 +187,7 @@ class Stream:
         """Hear the next `keep` frames, with the rest of `frames` as their context."""
         log_probs, self._state = self._network.part(self._samples(self._done, frames), keep, self._state)
         self._search.advance(log_probs)
-        self._silent = np.concatenate([self._silent, np.isin(log_probs.argmax(axis=1), [BLANK, self._space])])
+        self._silent = np.concatenate([self._silent, self._decoder.silent(log_probs)])
         self._done += keep
         yield from self._partial()
         yield from self._endpoint()
@@ -202,15 +201,14 @@ class Stream:
             return
         token_ids = found[0].token_ids
         words = self._decoder.tokens.decode(token_ids).split()
-        same = next((i for i, pair in enumerate(zip(words, self._said, strict=False)) if pair[0] != pair[1]), None)
-        same = min(len(words), len(self._said)) if same is None else same
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(words, self._said, strict=False)))
         self._since = self._since[:same] + [self._done] * (len(words) - same)
         changed, self._said = words != self._said, words
         settled = self._done - round(_SETTLED_S / self._network.frame_shift_s)
         stable = sum(since <= settled for since in self._since[:-1])
         if stable > self._stable:
             self._stable, changed = stable, True
-            self._search.commit(token_ids[: _end_of_word(token_ids, self._space, stable)])
+            self._search.commit(token_ids[: _end_of_word(token_ids, self._decoder.tokens.space, stable)])
         if changed:
             time_s = self._done * self._network.frame_shift_s
             yield Partial(" ".join(words[: self._stable]), " ".join(words[self._stable :]), time_s)
@@ -232,8 +230,7 @@ class Stream:
 
     def _longest_pause(self) -> int:
         """The middle of the utterance's longest silence in its second half, frames from its start."""
-        edges = np.flatnonzero(np.diff(self._silent, prepend=False, append=False))
-        starts, ends = edges[::2], edges[1::2]
+        starts, ends = runs(self._silent)
         late = ends > len(self._silent) // 2
         if not late.any():
             return len(self._silent)

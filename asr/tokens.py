@@ -43,6 +43,11 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.symbols)
 
+    @property
+    def space(self) -> int:
+        """The token between words; the blank where the vocabulary has none, and a text is one word."""
+        return self._ids.get(" ", BLANK)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokens) and self.symbols == other.symbols
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from asr import confidence, ctc, onnxfile
+from asr import confidence, onnxfile
 from asr.confidence import Calibration
 from asr.decoder import Decoder
 from asr.fusion import Decoding
 from asr.lm import NgramModel
 from asr.tokens import Tokens
-from asr.transcript import words_of, write_bytes
+from asr.transcript import write_bytes
 
 _FIRST_STEPS = {"lm_weight": 0.3, "word_bonus": 1.0, "unknown": 4.0}
 _ROUNDS = 4  # with half the steps each
@@ -111,7 +111,10 @@ def calibrate(examples: Sequence[Example], decoder: Decoder) -> Calibration:
 
 
 def signs(examples: Sequence[Example], decoder: Decoder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each recognised word: its share in the beam, its weakest letter's posterior, whether it is right. (n,) each."""
+    """Of each recognised word: its share in the beam, its weakest letter's posterior, whether it is right. (n,) each.
+
+    decoder: without a calibration, so that a word's confidence is its weakest letter's posterior.
+    """
     share: list[float] = []
     letters: list[float] = []
     right: list[bool] = []
@@ -119,8 +122,7 @@ def signs(examples: Sequence[Example], decoder: Decoder) -> tuple[np.ndarray, np
         found = decoder(example.log_probs)
         if not found:
             continue
-        spans = zip(found[0].token_ids, ctc.align(example.log_probs, found[0].token_ids), strict=True)
-        words = words_of(spans, decoder.tokens, 1.0)
+        words = decoder.words(found, example.log_probs, 1.0)
         share += decoder.shares(found)
         letters += [word.confidence for word in words]
         right += confidence.right_words(example.reference, " ".join(word.text for word in words)).tolist()

@@ -9,7 +9,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,10 @@ def export(run: Path, out: Path, *, name: str | None = None, int8: bool = False,
             dynamic_axes={"waveform": {1: "samples"}, "log_probs": {1: "frames"}},
         )
         graph = onnx.load(Path(folder) / "model.onnx")
-        share_weights(graph)
+        _share_weights(graph)
         _check_parity(model, graph.SerializeToString())
         if int8:
-            graph = quantised(graph, Path(folder), ["LSTM", "MatMul", "Gemm"])
+            graph = _quantised(graph, Path(folder))
             _check_sound(model, graph.SerializeToString())
     card = {
         "schema": SCHEMA,
@@ -87,7 +87,7 @@ def export(run: Path, out: Path, *, name: str | None = None, int8: bool = False,
         "config": _portable(settings),
         "version": __version__,
     }
-    write(graph, card, out)
+    _write(graph, card, out)
 
 
 class _Graph(nn.Module):
@@ -101,7 +101,7 @@ class _Graph(nn.Module):
         return self.model.stream(waveform, keep, state)
 
 
-def share_weights(graph: onnx.ModelProto) -> None:
+def _share_weights(graph: onnx.ModelProto) -> None:
     """Equal weights of several operators become one: a forward direction stands twice, for the part and for its context."""
     first: dict[tuple[object, ...], str] = {}
     renamed: dict[str, str] = {}
@@ -143,10 +143,10 @@ def annotate(path: Path, figures: Mapping[str, Any]) -> None:
     """Add figures, such as error rates, to the card of an exported model."""
     graph = onnx.load(path)
     card = json.loads(next(prop.value for prop in graph.metadata_props if prop.key == "asr"))
-    write(graph, card | {"figures": {**card.get("figures", {}), **figures}}, path)
+    _write(graph, card | {"figures": {**card.get("figures", {}), **figures}}, path)
 
 
-def write(graph: onnx.ModelProto, card: Mapping[str, Any], out: Path) -> None:
+def _write(graph: onnx.ModelProto, card: Mapping[str, Any], out: Path) -> None:
     """Write a graph with its card, whole or not at all. raises: ExportError if it cannot be written, or would be refused."""
     onnx.helper.set_model_props(graph, {"asr": json.dumps(card, ensure_ascii=False)})
     temporary = out.with_name(out.name + ".part")
@@ -164,8 +164,8 @@ def write(graph: onnx.ModelProto, card: Mapping[str, Any], out: Path) -> None:
         raise ExportError(f"{out}: cannot be written: {error.strerror}; check the folder and its free space") from None
 
 
-def quantised(graph: onnx.ModelProto, folder: Path, operators: Sequence[str]) -> onnx.ModelProto:
-    """The graph with the weights of these operators, features apart, in int8; activations are quantised as they come."""
+def _quantised(graph: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """The graph with the weights of its LSTM and linear layers in int8, activations quantised as they come."""
     features = [node.name for node in graph.graph.node if node.name.startswith("/features")]
     _split_weights(graph, "LSTM")
     onnx.save(graph, folder / "float.onnx")
@@ -174,14 +174,14 @@ def quantised(graph: onnx.ModelProto, folder: Path, operators: Sequence[str]) ->
         quantize_dynamic(
             folder / "float.onnx",
             folder / "int8.onnx",
-            op_types_to_quantize=list(operators),
+            op_types_to_quantize=["LSTM", "MatMul", "Gemm"],
             nodes_to_exclude=features,
             weight_type=QuantType.QInt8,
         )
     finally:
         logging.disable(logging.NOTSET)
     graph = onnx.load(folder / "int8.onnx")
-    share_weights(graph)
+    _share_weights(graph)
     return graph
 
 

@@ -70,9 +70,7 @@ class RecurrentLayer(nn.Module):
             input_size
         )
         directions = 2 if settings.bidirectional else 1
-        self.directions = nn.ModuleList(
-            recurrent(settings.cell, input_size, settings.hidden) for _ in range(directions)
-        )
+        self.directions = nn.ModuleList(_rnn(settings.cell, input_size, settings.hidden) for _ in range(directions))
         out = settings.hidden * directions
         self.projection = nn.Linear(out, settings.projection) if settings.projection else nn.Identity()
         self.dropout = Dropout(settings.dropout)
@@ -310,7 +308,7 @@ def summary(model: AcousticModel, duration_s: float = 10.0) -> list[Row]:
     return rows
 
 
-def recurrent(cell: str, input_size: int, hidden: int) -> nn.RNNBase:
+def _rnn(cell: str, input_size: int, hidden: int) -> nn.RNNBase:
     """One direction of one layer, with the initial weights that let gradients through time.
 
     Recurrent matrices are orthogonal (Saxe et al. 2014); an LSTM's forget gate starts open (Gers et al. 2000; Jozefowicz
