@@ -1,0 +1,165 @@
+"""The commands `asr import` and `asr export-manifest`: manifests of other toolkits to ours and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from asr import terminal
+from asr.errors import AsrError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asr.interchange import Corpus, Skipped
+
+app = typer.Typer(help="Corpora of other toolkits as manifests.", no_args_is_help=True)
+
+_SHOWN = 5  # reasons on the terminal; all are in the file
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="The manifest to write.")]
+Root = Annotated[
+    Path, typer.Option(help="The folder that relative names of audio start from.", show_default="the current one")
+]
+
+
+@app.command("kaldi", epilog="Example: `asr import kaldi egs/mine/s5/data/train --root egs/mine/s5 -o train.jsonl`")
+def import_kaldi(
+    folder: Annotated[
+        Path, typer.Argument(help="A data folder: wav.scp, text, utt2spk, segments.", show_default=False)
+    ],
+    output: Output = Path("manifest.jsonl"),
+    root: Root = Path(),
+    overwrite: terminal.Overwrite = False,
+) -> None:
+    """A Kaldi data folder as a manifest. Pipes in wav.scp are never executed."""
+    from asr.interchange import read_kaldi
+
+    terminal.refuse_existing(output, overwrite)
+    with terminal.interruptible():
+        _import(read_kaldi(folder, root), output, f"{folder} with --root {root}")
+
+
+@app.command(
+    "lhotse",
+    epilog="Example: `asr import lhotse ljspeech_recordings_all.jsonl.gz ljspeech_supervisions_all.jsonl.gz -o lj.jsonl`",
+)
+def import_lhotse(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Cuts, or recordings and supervisions: .jsonl, .jsonl.gz.", show_default=False),
+    ],
+    output: Output = Path("manifest.jsonl"),
+    root: Root = Path(),
+    overwrite: terminal.Overwrite = False,
+) -> None:
+    """Lhotse's cuts, or what its recipes write, as a manifest; without Lhotse."""
+    from asr.interchange import read_lhotse
+
+    terminal.refuse_existing(output, overwrite)
+    with terminal.interruptible():
+        _import(read_lhotse(files, root), output, f"{', '.join(map(str, files))} with --root {root}")
+
+
+@app.command("csv", epilog="Example: `asr import csv cv-corpus/en/train.tsv -o train.jsonl`")
+def import_csv(
+    file: Annotated[Path, typer.Argument(help="A table with a header, commas or tabs between.", show_default=False)],
+    output: Output = Path("manifest.jsonl"),
+    audio_column: Annotated[
+        str | None, typer.Option(help="Names of audio files.", show_default="wav_filename or path")
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Transcripts.", show_default="transcript or sentence")] = None,
+    speaker_column: Annotated[
+        str | None, typer.Option(help="Speakers.", show_default="speaker or client_id, if there")
+    ] = None,
+    overwrite: terminal.Overwrite = False,
+) -> None:
+    """A table such as DeepSpeech's .csv or Common Voice's .tsv as a manifest."""
+    from asr.interchange import read_csv
+
+    terminal.refuse_existing(output, overwrite)
+    with terminal.interruptible():
+        _import(read_csv(file, audio_column, text_column, speaker_column), output, str(file))
+
+
+def export_manifest(
+    manifest: Annotated[Path, typer.Argument(help="A manifest of ours: JSON lines.", show_default=False)],
+    kaldi: Annotated[Path | None, typer.Option(help="Write this Kaldi data folder.")] = None,
+    lhotse: Annotated[Path | None, typer.Option(help="Write Lhotse's cuts: .jsonl or .jsonl.gz.")] = None,
+    overwrite: terminal.Overwrite = False,
+) -> None:
+    """A manifest for other toolkits: as a Kaldi data folder, as Lhotse's cuts."""
+    import gzip
+
+    from asr import interchange
+    from asr.manifest import read
+    from asr.transcript import write_bytes
+
+    if kaldi is None and lhotse is None:
+        raise typer.BadParameter("give one or both", param_hint="--kaldi, --lhotse")
+    if lhotse is not None and not lhotse.name.endswith((".jsonl", ".jsonl.gz")):
+        raise typer.BadParameter("expected a name that ends in .jsonl or .jsonl.gz", param_hint="--lhotse")
+    targets = [target for target in (kaldi, lhotse) if target is not None]
+    for file in [kaldi / name for name in interchange.KALDI_FILES] if kaldi else []:
+        terminal.refuse_existing(file, overwrite)
+    if lhotse is not None:
+        terminal.refuse_existing(lhotse, overwrite)
+    entries = [
+        interchange.Entry(each.id, each.audio, each.text, each.speaker, each.offset_s, each.duration_s)
+        for each in read(manifest)
+    ]
+    with terminal.interruptible():
+        with terminal.progress(terminal.stderr(False)) as progress:
+            infos = interchange.probe((entry.audio for entry in entries), progress)
+        utterances, skipped = interchange.fit(entries, infos)
+        if utterances and kaldi is not None:
+            for name, content in interchange.kaldi_files(utterances, infos).items():
+                write_bytes(kaldi / name, content.encode(), overwrite=True)
+        if utterances and lhotse is not None:
+            data = interchange.lhotse_cuts(utterances, infos).encode()
+            packed = gzip.compress(data, compresslevel=6, mtime=0) if lhotse.suffix == ".gz" else data
+            write_bytes(lhotse, packed, overwrite=True)
+        for target in targets if utterances else []:
+            terminal.note(f"{target}: {len(utterances)} utterances")
+        _list_skipped(skipped, targets[0], len(utterances), str(manifest))
+
+
+def _import(corpus: Corpus, output: Path, source: str) -> None:
+    """Look at the audio, write the manifest, and tell what is in it and what is not."""
+    from asr import interchange, manifest
+
+    with terminal.progress(terminal.stderr(False)) as progress:
+        infos = interchange.probe((entry.audio for entry in corpus.entries), progress)
+    utterances, unfit = interchange.fit(corpus.entries, infos)
+    if utterances:
+        manifest.write(output, utterances)
+        hours = sum(utterance.duration_s for utterance in utterances) / 3600
+        speakers = len({utterance.speaker for utterance in utterances} - {None})
+        terminal.note(f"{output}: {len(utterances)} utterances, {hours:.2f} h, {speakers} speakers")
+    if corpus.untranscribed:
+        terminal.note(f"{corpus.untranscribed} recordings or cuts hold no utterance")
+    _list_skipped(corpus.skipped + unfit, output, len(utterances), source)
+
+
+def _list_skipped(skipped: Sequence[Skipped], output: Path, taken: int, source: str) -> None:
+    """What is missing from an output, in a file beside it; exit status 1 if anything is."""
+    import json
+
+    from asr.transcript import write
+
+    listed = output.with_name(output.name + ".skipped.jsonl")
+    if not skipped:
+        listed.unlink(missing_ok=True)  # of an earlier call, which this one has replaced
+        if not taken:
+            raise AsrError(f"{source}: expected utterances, got none")
+        return
+    rows = (json.dumps({"id": skip.id, "reason": skip.reason}) for skip in skipped)
+    write(listed, "".join(f"{row}\n" for row in rows), overwrite=True)
+    for skip in skipped[:_SHOWN]:
+        terminal.complain(f"{skip.id}: {skip.reason}")
+    if not taken:
+        raise AsrError(f"{source}: none of {len(skipped)} utterances can be used; the reasons are in {listed}")
+    terminal.note(f"{len(skipped)} of {taken + len(skipped)} utterances skipped, listed with reasons in {listed}")
+    raise typer.Exit(1)
