@@ -14,6 +14,7 @@ from collections.abc import Callable
 from asr.errors import AsrError, nearest
 
 _APOSTROPHES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'", "`": "'", "\u00b4": "'"})
+_SPOKEN = "'&%@#$€£¥+=°"
 _UNSPOKEN = re.compile(r"[^\w'%@#$€£¥+=°]|_")
 
 
@@ -43,7 +44,21 @@ def english(text: str) -> str:
     return " ".join(word for word in (raw.strip("'") for raw in text.split()) if word)
 
 
-NORMALISERS: dict[str, Callable[[str], str]] = {"none": squeeze, "english": english}
+def letters(text: str) -> str:
+    """Of any language: lower case; letters with their accents, digits, apostrophes inside words, signs read aloud.
+
+    >>> letters("«Où est-ce?» demanda l’élève; नमस्ते!")
+    "où est ce demanda l'élève नमस्ते"
+    """
+    text = unicodedata.normalize("NFC", text).translate(_APOSTROPHES).lower()
+    kinds = ((sign, unicodedata.category(sign)) for sign in text)
+    # Marks are vowels in many scripts; invisible characters such as the soft hyphen stand inside words.
+    kept = (sign if kind[0] in "LMN" or sign in _SPOKEN else "" if kind == "Cf" else " " for sign, kind in kinds)
+    words = unicodedata.normalize("NFC", "".join(kept)).split()
+    return " ".join(word for word in (raw.strip("'") for raw in words) if word)
+
+
+NORMALISERS: dict[str, Callable[[str], str]] = {"none": squeeze, "english": english, "letters": letters}
 
 
 def normaliser(name: str) -> Callable[[str], str]:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr.text import NORMALISERS, TextError, english, normaliser, squeeze
+from asr.text import NORMALISERS, TextError, english, letters, normaliser, squeeze
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,22 @@ def test_english(published: str, expected: str) -> None:
 )
 def test_squeeze(published: str, expected: str) -> None:
     assert squeeze(published) == expected
+
+
+@pytest.mark.parametrize(
+    ("published", "expected"),
+    [
+        ("«Où est-ce?» demanda l’élève;", "où est ce demanda l'élève"),
+        ("„Straße“, 'Öl' & 5 %", "straße öl & 5 %"),
+        ("नमस्ते, दुनिया!", "नमस्ते दुनिया"),  # its vowels are marks
+        ("Что? Ёлка…", "что ёлка"),
+        ("今日は、世界。", "今日は 世界"),
+        ("co\u00adoperate e\u200c\u0301 snake_case", "cooperate é snake case"),
+        ("", ""),
+    ],
+)
+def test_letters(published: str, expected: str) -> None:
+    assert letters(published) == expected
 
 
 @pytest.mark.parametrize("name", NORMALISERS)
