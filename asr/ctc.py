@@ -10,7 +10,7 @@ Everywhere log_probs is (T, V) float32, natural log; sums run in float64, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -207,10 +207,17 @@ class BeamSearch:
         found = [Hypothesis(self._trie.prefix(node), score, acoustic) for node, score, acoustic in rows]
         return sorted(found, key=lambda hypothesis: (-hypothesis.score, hypothesis.token_ids))
 
-    def commit(self, token_ids: Sequence[int]) -> None:
-        """Drop all prefixes but those that begin with these tokens; none may be left. What was decided stays decided."""
+    def commit(self, token_ids: Sequence[int], following: Container[int]) -> None:
+        """Drop all prefixes but those that begin with these tokens and go on with one of `following`; none may be left.
+
+        What was decided stays decided.
+        """
         start = tuple(token_ids)
-        keep = [self._trie.prefix(node)[: len(start)] == start for node in self._node.tolist()]
+        prefixes = [self._trie.prefix(node) for node in self._node.tolist()]
+        keep = [
+            len(prefix) > len(start) and prefix[: len(start)] == start and prefix[len(start)] in following
+            for prefix in prefixes
+        ]
         kept = np.flatnonzero(keep)
         for name in ("_total", "_ends_blank", "_ends_token", "_last", "_node", "_parent", "_gain"):
             setattr(self, name, getattr(self, name)[kept])

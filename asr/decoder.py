@@ -14,6 +14,7 @@ from asr.fusion import Decoding, scorer
 from asr.grammar import Grammar
 from asr.hotwords import HotWords
 from asr.lm import NgramModel
+from asr.pieces import PieceScorer
 from asr.tokens import BLANK, Tokens
 from asr.transcript import Word, words_of
 
@@ -58,13 +59,15 @@ class Decoder:
         if lm is not None:
             # What is to be discouraged stays as unwelcome to the model as it is.
             names = {word for phrase, weight in (hotwords or {}).items() if weight > 0 for word in phrase.split()}
-            fused = scorer(lm, tokens, decoding or Decoding(), names)
+            fused = scorer(lm, tokens.characters, decoding or Decoding(), names)
             self.unspelt = fused.unspelt
             self.scorers.append(fused)
         if hotwords:
-            self.scorers.append(HotWords(hotwords, tokens))
+            self.scorers.append(HotWords(hotwords, tokens.characters))
         if grammar is not None:
             self.scorers.append(grammar)
+        if tokens.subwords:
+            self.scorers = [PieceScorer(one, tokens) for one in self.scorers]
 
     def __call__(self, log_probs: np.ndarray) -> list[ctc.Hypothesis]:
         """The hypotheses of (T, V) log-probabilities, best first; none where the grammar refuses all."""
@@ -76,12 +79,29 @@ class Decoder:
         if not found and self._grammar is None:
             # A closed vocabulary, and a word outside it that leaves no likely way on: then the unlikely ones count too.
             found = ctc.beam(log_probs, self.beam, self.beam, self.scorers)
+        if self.tokens.subwords:
+            found = self._merged(found)
         if found and self._reject is not None:
             free = ctc.greedy(log_probs)
-            letters = max(len(found[0].token_ids), len(free.token_ids), 1)
+            letters = max(len(self.tokens.decode(one.token_ids)) for one in (found[0], free)) or 1
             if free.acoustic - found[0].acoustic > self._reject * letters:
                 return []
         return found
+
+    def _merged(self, found: Sequence[ctc.Hypothesis]) -> list[ctc.Hypothesis]:
+        """The hypotheses, best first, with those of one text in other pieces added to the best of them."""
+        of_text: dict[str, list[ctc.Hypothesis]] = {}
+        for one in found:
+            of_text.setdefault(self._text(one), []).append(one)
+        merged = [
+            ctc.Hypothesis(
+                same[0].token_ids,
+                float(np.logaddexp.reduce([one.score for one in same])),
+                float(np.logaddexp.reduce([one.acoustic for one in same])),
+            )
+            for same in of_text.values()
+        ]
+        return sorted(merged, key=lambda one: -one.score)
 
     def search(self) -> ctc.BeamSearch:
         """A beam search that takes its frames in pieces, steered alike; without rejection."""

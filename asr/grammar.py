@@ -32,7 +32,7 @@ _DEAD, _START = 0, 1
 class Grammar:
     """A scorer for the beam search (`asr.ctc.Scorer`) that forbids what does not become a sentence of the grammar.
 
-    A token scores 0 where a sentence can go on with it, -inf elsewhere; the end scores 0 where a sentence may end. There
+    A character scores 0 where a sentence can go on with it, -inf elsewhere; the end scores 0 where a sentence may end. There
     is one space between words and none at the ends, as a prefix that does not grow by a space loses nothing. Memory:
     4 V bytes a state, of which a list of sentences has at most one a letter.
 
@@ -50,8 +50,8 @@ class Grammar:
         rules: Mapping[str, Expression] | None = None,
         where: str = "grammar",
     ) -> None:
-        self._tokens = tokens
-        self._next, self._final = _Automaton(sentences, tokens, rules or {}, where).table()
+        self._tokens = tokens.characters  # of subwords: see `asr.pieces`
+        self._next, self._final = _Automaton(sentences, self._tokens, rules or {}, where).table()
 
     @classmethod
     def read(cls, path: str | Path, normalise: Callable[[str], str], tokens: Tokens) -> Grammar:
@@ -147,7 +147,7 @@ class _Automaton:
                 if token == BLANK:
                     raise GrammarError(
                         f"{self._where}: expected sentences of one word, as the alphabet "
-                        f"{''.join(self._tokens.symbols[1:])[:60]!r} has no space, got longer ones"
+                        f"{self._tokens.alphabet[:60]!r} has no space, got longer ones"
                     )
                 following = self._settle(reached, useful)
                 number = numbers.setdefault(following, len(sets))

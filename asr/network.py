@@ -16,7 +16,8 @@ from asr import audio, onnxfile
 from asr.errors import AsrError
 from asr.tokens import TokenError, Tokens
 
-SCHEMA = 2  # the newest metadata that this version understands; 1 was of networks that only hear whole utterances
+# The newest metadata that this version understands: 1 was of networks that only hear whole utterances, 3 is of subwords.
+SCHEMA = 3
 DEFAULT_MODEL = "digits"
 MAX_RECEPTIVE_S = 30.0  # of one frame's convolutions; no network of sense comes near it
 _MAX_STATE = 1 << 20  # numbers

@@ -46,5 +46,5 @@ def check(phrase: str, tokens: Tokens, where: str, kind: type[AsrError]) -> None
     if unknown:
         raise kind(
             f"{where}: {phrase[:60]!r} has {', '.join(map(repr, unknown[:5]))} outside the alphabet "
-            f"{''.join(tokens.symbols[1:])[:60]!r}: write it as the recogniser would"
+            f"{tokens.alphabet[:60]!r}: write it as the recogniser would"
         )

@@ -20,6 +20,7 @@ from asr import audio
 from asr.decoder import Decoder, runs
 from asr.errors import AsrError
 from asr.network import Network
+from asr.tokens import Tokens
 from asr.transcript import Word, sounded_out
 
 CHUNK_S = 0.32
@@ -208,7 +209,8 @@ class Stream:
         stable = sum(since <= settled for since in self._since[:-1])
         if stable > self._stable:
             self._stable, changed = stable, True
-            self._search.commit(token_ids[: _end_of_word(token_ids, self._decoder.tokens.space, stable)])
+            starts = self._decoder.tokens.word_starts
+            self._search.commit(token_ids[: _end_of_word(token_ids, self._decoder.tokens, stable)], starts)
         if changed:
             time_s = self._done * self._network.frame_shift_s
             yield Partial(" ".join(words[: self._stable]), " ".join(words[self._stable :]), time_s)
@@ -255,13 +257,15 @@ class Stream:
             yield from self._advance(frames, min(frames + self._context, self._heard() - self._done))
 
 
-def _end_of_word(token_ids: Sequence[int], space: int, count: int) -> int:
-    """How many tokens make up the first `count` words and the space after them."""
+def _end_of_word(token_ids: Sequence[int], tokens: Tokens, count: int) -> int:
+    """How many tokens make up the first `count` words, which the next one ends."""
     in_word, ended = False, 0
     for index, token_id in enumerate(token_ids):
-        if token_id == space:
+        piece = tokens.symbols[token_id]
+        if piece.startswith(" "):
             ended += in_word
             if ended == count:
-                return index + 1
-        in_word = token_id != space
+                return index
+            in_word = False
+        in_word = in_word or piece != " "
     return len(token_ids)

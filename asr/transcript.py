@@ -206,30 +206,33 @@ def words_of(
 ) -> tuple[Word, ...]:
     """Token ids, each with its frames, as timed words; a space ends a word, and any number of them makes none.
 
-    A word lasts from the start of its first character to the end of its last. Its confidence is the lowest of its
-    characters' scores, not their mean: one wrong character makes a wrong word, and in a long word a mean hides it.
+    A word lasts from the start of its first piece to the end of its last, a piece being a character or several. Its
+    confidence is the lowest of its pieces' scores, not their mean: one wrong piece makes a wrong word, and in a long word a
+    mean hides it.
 
     token_spans:   (token id, Span) in order of time, as of zip(token_ids, asr.ctc.align(log_probs, token_ids)).
     frame_shift_s: seconds from one frame to the next.
     offset_s:      seconds at which frame 0 starts.
     """
     words: list[Word] = []
-    characters: list[tuple[str, Span]] = []
+    pieces: list[tuple[str, Span]] = []
 
     def close() -> None:
-        if characters:
-            text = "".join(character for character, _ in characters)
-            start, end = characters[0][1].start, characters[-1][1].end
-            confidence = min(span.score for _, span in characters)
+        if pieces:
+            text = "".join(piece for piece, _ in pieces)
+            start, end = pieces[0][1].start, pieces[-1][1].end
+            confidence = min(span.score for _, span in pieces)
             words.append(Word(text, offset_s + start * frame_shift_s, offset_s + end * frame_shift_s, confidence))
-            characters.clear()
+            pieces.clear()
 
     for token_id, span in token_spans:
-        character = tokens.symbols[token_id]
-        if character == " ":
+        if token_id == BLANK:
+            continue
+        piece = tokens.symbols[token_id]
+        if piece.startswith(" "):
             close()
-        elif token_id != BLANK:
-            characters.append((character, span))
+        if piece != " ":
+            pieces.append((piece.lstrip(), span))
     close()
     return tuple(words)
 

@@ -266,13 +266,13 @@ def test_what_is_committed_stays() -> None:
     search.advance(log_probs[:20])
     kept = [one for one in search.hypotheses(50) if one.token_ids[:3] == search.hypotheses()[0].token_ids[:3]]
     start = kept[0].token_ids[:3]
-    search.commit(start)
+    search.commit(start[:2], {start[2]})
     assert search.hypotheses(50) == kept
     search.advance(log_probs[20:])
     found = search.hypotheses(50)
     assert found
     assert all(one.token_ids[:3] == start for one in found)
-    search.commit([1, 2, 3, 1, 2, 3, 1, 2, 3])
+    search.commit([1, 2, 3, 1, 2, 3, 1, 2], {3})
     assert search.hypotheses() == []
 
 

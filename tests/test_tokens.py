@@ -2,7 +2,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr.tokens import BLANK, BLANK_SYMBOL, TokenError, Tokens, min_frames
@@ -12,6 +12,7 @@ TOKENS = Tokens.of(ALPHABET)
 
 
 @given(st.text(ALPHABET))
+@settings(deadline=None)
 def test_decode_undoes_encode(text: str) -> None:
     assert TOKENS.decode(TOKENS.encode(text)) == text
 
@@ -42,13 +43,52 @@ def test_unknown_lists_each_character_once_in_order() -> None:
         (["a", "b"], "starts with"),
         ([BLANK_SYMBOL], "empty alphabet"),
         ([BLANK_SYMBOL, "ab"], "single characters"),
-        ([BLANK_SYMBOL, ""], "single characters"),
+        ([BLANK_SYMBOL, *" ab", "ac"], r"single characters .* got \['ac'\]"),
+        ([BLANK_SYMBOL, *" ab", "a b"], "only begins pieces"),
+        ([BLANK_SYMBOL, *" ab", "  "], "only begins pieces"),
+        ([BLANK_SYMBOL, *"ab", "ab"], "no space"),
+        ([BLANK_SYMBOL, *" a", "a" * 65], "1 to 64 characters"),
+        ([BLANK_SYMBOL, " ", ["a", "b"]], "1 to 64 characters"),
+        ([BLANK_SYMBOL, ""], "1 to 64 characters"),
         ([BLANK_SYMBOL, "a", "a"], "once"),
     ],
 )
 def test_malformed_vocabulary(symbols: list[str], message: str) -> None:
     with pytest.raises(TokenError, match=message):
         Tokens(symbols)
+
+
+SUBWORDS = Tokens([BLANK_SYMBOL, *" abc", "ab", " c", " cab", "bc", "abc"])
+
+
+def test_subwords_are_merged_in_their_order() -> None:
+    def pieces(text: str) -> list[str]:
+        return [SUBWORDS.symbols[token_id] for token_id in SUBWORDS.encode(text)]
+
+    assert pieces("") == []
+    assert pieces("ab") == [" ", "ab"]
+    assert pieces("cab cab") == [" cab", " cab"]  # " c" + "ab"
+    assert pieces("abc bc") == [" ", "abc", " ", "bc"]
+    assert pieces("aab  c ") == [" ", "a", "ab", " ", " c", " "]
+    assert pieces("cbc") == [" c", "bc"]
+
+
+@given(st.text(" abc", min_size=1))
+@settings(deadline=None)
+def test_subwords_decode_to_the_text_after_a_space(text: str) -> None:
+    assert SUBWORDS.decode(SUBWORDS.encode(text)) == " " + text
+
+
+def test_what_subwords_are_made_of() -> None:
+    assert (SUBWORDS.subwords, SUBWORDS.alphabet, SUBWORDS.characters) == (True, " abc", Tokens.of(" abc"))
+    assert (SUBWORDS.space, SUBWORDS.separator, SUBWORDS.word_starts) == (1, (), {1, 6, 7})
+    assert (TOKENS.subwords, TOKENS.alphabet, TOKENS.characters) == (False, ALPHABET, TOKENS)
+    assert (TOKENS.space, TOKENS.separator, TOKENS.word_starts) == (1, (1,), {1})
+    assert (Tokens.of("ab").space, Tokens.of("ab").separator, Tokens.of("ab").word_starts) == (BLANK, (), frozenset())
+    assert SUBWORDS.unknown("ab d") == ["d"]
+    assert eval(repr(SUBWORDS)) == SUBWORDS
+    with pytest.raises(TokenError, match="'d' at position 3 of 'ab d'"):
+        SUBWORDS.encode("ab d")
 
 
 def test_encode_names_the_character_and_its_place() -> None:
