@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from asr.recognizer import Recognizer as Recognizer
     from asr.transcript import Transcript as Transcript
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Recognizer", "Transcript", "__version__"]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asr import cli_lm, terminal
+from asr import cli_lm, cli_manifest, terminal
 from asr.errors import AsrError, nearest
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_lm.app, name="lm")
+app.add_typer(cli_manifest.app, name="import")
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A model file (.onnx), a run folder, or a name.")]
 Beam = Annotated[int, typer.Option(help="Width of the beam search; 1 is greedy decoding.", min=1)]
@@ -269,6 +270,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Print at the end where the time went.")] = False,
 ) -> None:
     """Train a model; Ctrl-C saves, --resume goes on. Several devices: torchrun --nproc-per-node N -m -- asr train ..."""
     from rich.console import Console
@@ -283,10 +285,50 @@ def train(
         resume=resume,
         device=device,
         threads=threads,
+        profile=profile,
         console=Console(stderr=True),
     )
     if not outcome.finished:
         raise typer.Exit(130)
+
+
+@app.command(epilog="Example: `asr adapt runs/english me.jsonl -o runs/me`, then `asr export runs/me -o me.onnx`")
+def adapt(
+    model: Annotated[Path, typer.Argument(help="A run folder, or one of its .safetensors files.", show_default=False)],
+    manifest: Annotated[Path, typer.Argument(help="JSON lines: the new recordings.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run folder to write.", show_default=False)],
+    overrides: Settings = None,
+    dev: Annotated[
+        Path | None, typer.Option(help="A manifest to hold out.", show_default="a fifth of the recordings")
+    ] = None,
+    replay: Annotated[
+        float, typer.Option(help="Share of the old training data in what is trained on.", min=0, max=0.9)
+    ] = 0.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+) -> None:
+    """Train a model on with minutes of a voice or a subject; what is gained on it, and lost on the old dev set."""
+    from rich.console import Console
+
+    from asr.training import adapt as adaptation
+
+    with terminal.interruptible():
+        compared = adaptation.adapt(
+            model,
+            manifest,
+            output,
+            overrides or [],
+            dev=dev,
+            replay=replay,
+            resume=resume,
+            device=device,
+            threads=threads,
+            console=Console(stderr=True),
+        )
+    if compared is None:
+        raise typer.Exit(130)
+    terminal.show("".join(f"{one}\n" for one in compared))
 
 
 @app.command(epilog="Example: `asr evaluate runs/digits recipes/fsdd/data/test.jsonl`")
@@ -377,6 +419,31 @@ def evaluate(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: `asr report runs/digits -o report.html`")
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder, finished or still in training.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    manifest: Annotated[
+        Path | None, typer.Option(help="The set to look at: JSON lines.", show_default="the training's dev set")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    overwrite: terminal.Overwrite = False,
+) -> None:
+    """One web page about a training: curves, gradients, errors, and the worst utterances to hear and see."""
+    from asr.transcript import write
+
+    terminal.refuse_existing(output, overwrite)
+    if output.is_dir() or not os.access(output.parent, os.W_OK):  # before the work
+        raise AsrError(f"{output}: expected the name of a file that may be written; name another with -o")
+    from asr.training.report import build
+
+    with terminal.interruptible():
+        page = build(run, manifest=manifest, device=device, threads=threads)
+    write(output, page, overwrite=overwrite)
+    terminal.note(f"{output}: {output.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
 @app.command(epilog="Example: `asr export runs/digits -o digits.onnx`")
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or one of its .safetensors files.", show_default=False)],
@@ -419,7 +486,10 @@ def info(
     from asr.recognizer import Recognizer
 
     path = find_model(_as_onnx(model))
-    card = Recognizer(path).card
+    recognizer = Recognizer(path)
+    card, tokens = recognizer.card, recognizer.tokens
+    longer = [symbol for symbol in tokens.symbols[1:] if len(symbol) > 1]
+    pieces = f" and {len(longer)} pieces: {', '.join(map(repr, longer[:8]))}, ..." if longer else ""
     if as_json:
         terminal.show(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
         return
@@ -449,7 +519,7 @@ def info(
         "features": filled("{kind}, " + columns, features),
         "network": filled("{layers} x {hidden} {cell}, " + directions, network),
         "frame": f"{1000 * card['frame_shift'] / card['sample_rate']:.0f} ms",
-        "vocabulary": f"{len(card['tokens'])} tokens: {''.join(card['tokens'][1:])!r}",
+        "vocabulary": f"{len(tokens)} tokens: {tokens.alphabet!r}" + pieces,
         **{key.replace("_", " "): value for key, value in part(card, "training").items()},
         **{key: percentages(value) for key, value in part(card, "figures").items()},
         "decoding": ", ".join(f"{name} {'never' if x is None else x}" for name, x in part(card, "decoding").items()),
@@ -480,17 +550,16 @@ def doctor(
     from asr.text import normaliser
     from asr.tokens import Tokens
 
-    alphabet, normalise, shift_s = " 'abcdefghijklmnopqrstuvwxyz", "english", 0.04
+    tokens, normalise, shift_s = Tokens.of(" 'abcdefghijklmnopqrstuvwxyz"), "english", 0.04
     if config is not None:
         from asr.training.config import read as read_config
+        from asr.training.subwords import of_settings
 
         settings = read_config(config)
-        alphabet, normalise = settings.data.alphabet, settings.data.normaliser
+        tokens, normalise = of_settings(settings.data), settings.data.normaliser
         shift_s = settings.features.hop_length * settings.network.subsampling / SAMPLE_RATE
     with terminal.progress(Console(stderr=True)) as progress:
-        diagnosis = check(
-            read(manifest), Tokens.of(alphabet), normaliser(normalise), shift_s, manifest=manifest, progress=progress
-        )
+        diagnosis = check(read(manifest), tokens, normaliser(normalise), shift_s, manifest=manifest, progress=progress)
     if as_json:
         terminal.show(diagnosis.to_json() + "\n")
     else:
@@ -510,12 +579,11 @@ def summary(
     from rich.table import Table
 
     from asr.audio import SAMPLE_RATE
-    from asr.tokens import Tokens
     from asr.training import model
     from asr.training.config import read
 
     settings = read(config, overrides or [])
-    network = model.AcousticModel(settings, len(Tokens.of(settings.data.alphabet)))
+    network = model.AcousticModel(settings, settings.data.n_tokens)
     table = Table("layer", "kind", "output (T, features)", "parameters", box=None, pad_edge=False)
     for column in (2, 3):
         table.columns[column].justify = "right"
@@ -605,6 +673,11 @@ def tune(
         raise typer.Exit(1)
 
 
+app.command(
+    "export-manifest", epilog="Example: `asr export-manifest train.jsonl --kaldi data/train --lhotse cuts.jsonl`"
+)(cli_manifest.export_manifest)
+
+
 def main() -> None:
     """Entry point: errors in the input are one line on stderr and exit status 1."""
     try:
@@ -620,6 +693,8 @@ def main() -> None:
             "matplotlib": "train",
             "onnx": "train",
             "safetensors": "train",
+            "librosa": "plots",
+            "sentencepiece": "train",
         }
         extra = extras.get(str(error.name).split(".")[0])
         if extra is None:

@@ -7,6 +7,7 @@ import torch
 
 from asr import audio
 from asr.training import augment, config
+from asr.training.augment import Perturbation
 
 RATE = audio.SAMPLE_RATE
 
@@ -24,122 +25,154 @@ def generator(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def applied(
+    waveforms: list[np.ndarray], perturbations: list[Perturbation], noises: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Each waveform of a batch after its perturbation, having checked that there is nothing behind its end."""
+    batch = torch.zeros(len(waveforms), max(map(len, waveforms)))
+    for row, waveform in zip(batch, waveforms, strict=True):
+        row[: len(waveform)] = torch.from_numpy(waveform)
+    before = batch.clone()
+    lengths = [len(waveform) for waveform in waveforms]
+    got, new_lengths = augment.apply(
+        batch, lengths, perturbations, None if noises is None else torch.from_numpy(noises)
+    )
+    assert torch.equal(batch, before)
+    assert got.dtype == torch.float32
+    assert got.shape == (len(waveforms), max(new_lengths))
+    assert all(not row[length:].any() for row, length in zip(got, new_lengths, strict=True))
+    return [row[:length].numpy() for row, length in zip(got, new_lengths, strict=True)]
+
+
+# --- draws ---
+
+
+def drawn(count: int = 400, seed: int = 0, **settings: object) -> list[Perturbation]:
+    chosen, rng = config.Augment.model_validate(settings), generator(seed)
+    return [augment.draw(chosen, 1.0, rng) for _ in range(count)]
+
+
+def test_draws_stay_in_their_ranges_and_fill_them() -> None:
+    got = drawn(gain_db=[-12, 6], equaliser_db=10, noise="folder", noise_share=0.25, snr_db=[5, 25])
+    gains = np.array([one.gain_db for one in got])
+    octaves = np.array([one.octaves_db for one in got])
+    noises = np.array([one.noise for one in got if one.noise])
+    assert -12 <= gains.min() < -11.5
+    assert 5.5 < gains.max() <= 6
+    assert gains.mean() == pytest.approx(-3, abs=0.8)
+    assert octaves.shape == (400, 7)
+    assert -10 <= octaves.min() < -9.8
+    assert 9.8 < octaves.max() <= 10
+    assert np.abs(np.corrcoef(octaves.T) - np.eye(7)).max() < 0.3  # each octave its own
+    assert 70 <= len(noises) <= 130
+    assert 0 <= noises[:, 0].min() < 0.05
+    assert 0.95 < noises[:, 0].max() < 1
+    assert 5 <= noises[:, 1].min() < 6
+    assert 24 < noises[:, 1].max() <= 25
+
+
+def test_nothing_is_drawn_that_was_not_asked_for() -> None:
+    assert set(drawn(20)) == {Perturbation()}
+
+
+def test_the_same_generator_draws_the_same() -> None:
+    settings = {"gain_db": [-6, 6], "equaliser_db": 6, "noise": "folder"}
+    assert drawn(9, 3, **settings) == drawn(9, 3, **settings) != drawn(9, 4, **settings)
+
+
 # --- waveforms ---
 
 
-@pytest.mark.parametrize("factor", [0.8, 0.9, 1.1, 1.25])
+@pytest.mark.parametrize("factor", [0.8, 0.9, 0.95, 1.1, 1.25, 1.337])
 @pytest.mark.parametrize("samples", [RATE, 12_345])
 def test_speed_moves_length_and_pitch(factor: float, samples: int) -> None:
-    got = augment.speed(tone(1000, samples), factor)
-    assert got.dtype == np.float32
+    (got,) = applied([tone(1000, samples)], [Perturbation(factor)])
     assert len(got) == round(samples / factor)
     assert loudest_hertz(got) == pytest.approx(1000 * factor, abs=2)
     middle = got[len(got) // 4 : -len(got) // 4]
     assert np.abs(middle).max() == pytest.approx(0.5, abs=0.01)
 
 
-def test_speed_one_changes_nothing() -> None:
-    waveform = tone(1000)
-    np.testing.assert_array_equal(augment.speed(waveform, 1.0), waveform)
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_speed_agrees_with_another_resampler(factor: float) -> None:
+    waveform = generator().standard_normal(RATE).astype(np.float32)
+    spectrum = np.fft.rfft(waveform)
+    spectrum[5_000:] = 0  # where the filters of resamplers differ
+    waveform = np.fft.irfft(spectrum).astype(np.float32)
+    (got,) = applied([waveform], [Perturbation(factor)])
+    expected = audio.resample(waveform, round(RATE * factor), RATE)
+    inner = slice(200, -200)
+    assert np.abs(got[inner] - expected[inner]).max() < 0.02 * np.abs(expected).max()
 
 
-def test_gain_is_uniform_in_its_range() -> None:
-    waveform, rng = tone(100, 50), generator()
-    got = [augment.gain(waveform, (-12.0, 6.0), rng) for _ in range(400)]
-    assert all(one.dtype == np.float32 for one in got)
-    gains_db = np.array([20 * np.log10(one[7] / waveform[7]) for one in got])
-    for one, gain_db in zip(got, gains_db, strict=True):
-        np.testing.assert_allclose(one, waveform * 10 ** (gain_db / 20), rtol=1e-5, atol=1e-9)
-    assert -12.001 <= gains_db.min() < -11.5
-    assert 5.5 < gains_db.max() <= 6.001
-    assert gains_db.mean() == pytest.approx(-3, abs=0.8)
+def test_each_utterance_of_a_batch_has_its_own_perturbation() -> None:
+    waveforms = [tone(500, 8_000), tone(700, 12_000), tone(900, 10_000), tone(1100, 4_000)]
+    chosen = [Perturbation(0.9), Perturbation(), Perturbation(1.1, gain_db=-6.0), Perturbation(0.9, gain_db=6.0)]
+    together = applied(waveforms, chosen)
+    for waveform, perturbation, got in zip(waveforms, chosen, together, strict=True):
+        np.testing.assert_allclose(got, applied([waveform], [perturbation])[0], atol=1e-6)
+    np.testing.assert_array_equal(together[1], waveforms[1])  # untouched in every bit
+
+
+def test_a_sample_is_never_left_without_another() -> None:
+    assert [len(one) for one in applied([tone(10, 1), tone(10, 2)], [Perturbation(3.9)] * 2)] == [1, 1]
+
+
+def test_gain_is_in_decibels() -> None:
+    waveform = tone(100, 50)
+    for got, gain_db in zip(
+        applied([waveform] * 2, [Perturbation(gain_db=db) for db in (-12, 6)]), (-12, 6), strict=True
+    ):
+        np.testing.assert_allclose(got, waveform * 10 ** (gain_db / 20), rtol=1e-5, atol=1e-9)
 
 
 def test_equaliser_changes_each_octave_by_its_own_gain() -> None:
-    tones, rng = sum(tone(hertz, level=0.05) for hertz in (250, 500, 1000, 2000, 4000)), generator()
-    got = [augment.equalise(tones, 12.0, rng) for _ in range(200)]
-    assert all(one.dtype == np.float32 and len(one) == len(tones) for one in got)
-    before = np.abs(np.fft.rfft(tones))
-    gains_db = np.array(
-        [20 * np.log10((np.abs(np.fft.rfft(one)) / before)[[250, 500, 1000, 2000, 4000]]) for one in got]
-    )
-    assert -12.01 <= gains_db.min() < -11
-    assert 11 < gains_db.max() <= 12.01
-    np.testing.assert_allclose(gains_db.mean(0), 0, atol=2)
-    assert np.abs(np.corrcoef(gains_db.T) - np.eye(5)).max() < 0.3  # drawn independently
+    hertz = [125, 250, 500, 1000, 2000, 4000]
+    tones = sum(tone(one, level=0.05) for one in hertz)
+    gains_db = (-12.0, 6.0, 0.0, 12.0, -3.0, 9.0, 5.0)
+    got, untouched = applied([tones, tones], [Perturbation(octaves_db=gains_db), Perturbation()])
+    bins = np.array(hertz)
+    found = 20 * np.log10((np.abs(np.fft.rfft(got)) / np.abs(np.fft.rfft(tones)))[bins])
+    np.testing.assert_allclose(found, gains_db[:6], atol=0.3)
+    np.testing.assert_allclose(untouched, tones, atol=1e-6)
 
 
 @pytest.mark.parametrize("noise_samples", [100, RATE - 1, RATE, 5 * RATE])
 def test_noise_reaches_its_ratio(noise_samples: int) -> None:
-    waveform = tone(440)
+    waveforms = [tone(440), tone(440, 4_000), tone(440, 9_000)]
     noise = (0.03 * generator(1).standard_normal(noise_samples)).astype(np.float32)
-    ratios = []
-    rng = generator()
-    for _ in range(50):
-        got = augment.add_noise(waveform, [noise], (5.0, 25.0), rng)
-        assert got.dtype == np.float32
-        assert len(got) == len(waveform)
-        added = got.astype(np.float64) - waveform
-        ratios.append(10 * np.log10(np.mean(waveform.astype(np.float64) ** 2) / np.mean(added**2)))
-    assert 4.99 < min(ratios) < 8
-    assert 22 < max(ratios) < 25.01
+    ratios = [5.0, 25.0, 10.0]
+    got = applied(waveforms, [Perturbation(noise=(0.7, ratio)) for ratio in ratios], noise)
+    for one, waveform, ratio in zip(got, waveforms, ratios, strict=True):
+        added = one.astype(np.float64) - waveform
+        assert 10 * np.log10(np.mean(waveform.astype(np.float64) ** 2) / np.mean(added**2)) == pytest.approx(
+            ratio, abs=0.02
+        )
 
 
-def test_a_fixed_ratio_is_met() -> None:
-    waveform = tone(440)
-    got = augment.add_noise(waveform, [tone(3000, 3333, level=0.001)], (10.0, 10.0), generator())
-    assert np.mean(waveform**2) / np.mean((got - waveform) ** 2) == pytest.approx(10, rel=1e-3)
-
-
-def test_short_noise_is_repeated_from_a_random_start() -> None:
+def test_noise_is_a_stretch_from_its_start_that_begins_anew() -> None:
     noise = np.arange(1, 8, dtype=np.float32)
-    starts = set()
-    for seed in range(40):
-        added = augment.add_noise(np.ones(20, np.float32), [noise], (0.0, 0.0), generator(seed)) - 1
-        ranks = np.rint(added / added.min()).astype(int)
-        np.testing.assert_array_equal(ranks, np.resize(np.roll(noise, 1 - ranks[0]), 20))
-        starts.add(int(ranks[0]))
-    assert starts == set(range(1, 8))
+    for start in range(7):
+        (got,) = applied([np.ones(20, np.float32)], [Perturbation(noise=((start + 0.5) / 7, 0.0))], noise)
+        added = got - 1
+        np.testing.assert_array_equal(np.rint(added / added.min()).astype(int), np.resize(np.roll(noise, -start), 20))
 
 
-def test_long_noise_gives_one_stretch_of_itself() -> None:
-    noise = np.arange(1, 1001, dtype=np.float32)
-    offsets = set()
-    for seed in range(10):
-        added = augment.add_noise(np.ones(50, np.float32), [noise], (0.0, 0.0), generator(seed)).astype(float) - 1
-        start = int(np.rint(1 / (added[1] / added[0] - 1)))
-        np.testing.assert_allclose(added / added[0], (start + np.arange(50)) / start, rtol=0.01)
-        offsets.add(start)
-    assert len(offsets) > 5
-
-
-def test_every_noise_is_drawn() -> None:
-    noises = [tone(hertz, 800) for hertz in (1000, 2000, 3000)]
-    silence_and_click = np.zeros(RATE, np.float32)
-    silence_and_click[0] = 1.0
-    rng = generator()
-    heard = {
-        round(loudest_hertz(augment.add_noise(silence_and_click, noises, (-20.0, -20.0), rng)), -2) for _ in range(30)
-    }
-    assert heard == {1000, 2000, 3000}
+def test_who_draws_no_noise_gets_none() -> None:
+    quiet, noisy = applied([tone(440)] * 2, [Perturbation(), Perturbation(noise=(0.0, 5.0))], tone(3000))
+    np.testing.assert_array_equal(quiet, tone(440))
+    assert not np.array_equal(noisy, tone(440))
 
 
 @pytest.mark.parametrize("noise", [np.zeros(500, np.float32), np.full(500, 1e-30, np.float32)])
 def test_silent_noise_is_harmless(noise: np.ndarray) -> None:
-    waveform = tone(440)
-    np.testing.assert_array_equal(augment.add_noise(waveform, [noise], (5.0, 5.0), generator()), waveform)
+    (got,) = applied([tone(440)], [Perturbation(noise=(0.2, 5.0))], noise)
+    np.testing.assert_array_equal(got, tone(440))
 
 
 def test_a_silent_signal_stays_silent() -> None:
-    got = augment.add_noise(np.zeros(500, np.float32), [tone(440)], (5.0, 5.0), generator())
+    (got,) = applied([np.zeros(500, np.float32)], [Perturbation(noise=(0.2, 5.0))], tone(440))
     np.testing.assert_array_equal(got, np.zeros(500))
-
-
-def test_the_same_generator_draws_the_same() -> None:
-    noises = [tone(1000, 900), tone(2000, 700)]
-    one, again, other = (augment.add_noise(tone(440), noises, (5.0, 25.0), generator(seed)) for seed in (3, 3, 4))
-    np.testing.assert_array_equal(one, again)
-    assert not np.array_equal(one, other)
 
 
 def test_noises_are_read_from_a_folder_and_those_below(tmp_path: Path) -> None:
@@ -147,7 +180,7 @@ def test_noises_are_read_from_a_folder_and_those_below(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "b.WAV", tone(100, 300), RATE)
     soundfile.write(tmp_path / "deeper" / "a.flac", tone(100, 8000), 8000)
     (tmp_path / "README.md").write_text("no sound")
-    assert [len(noise) for noise in augment.read_noises(tmp_path)] == [300, 16_000]
+    assert augment.read_noises(tmp_path).shape == (16_300,)
 
 
 @pytest.mark.parametrize("name", ["", "absent"])

@@ -21,6 +21,10 @@ ALLOWED = {
     "pipe": {"errors"},
     "audio": {"errors", "containers", "pipe"},
     "manifest": {"errors"},
+    "interchange": {"errors", "audio", "manifest"},
+    "download": {"errors"},
+    "archive": {"errors"},
+    "corpus": {"errors", "archive", "audio", "download", "manifest"},
     "metrics": {"errors"},
     "ctc": {"errors", "tokens"},
     "subtitles": set(),
@@ -34,10 +38,11 @@ ALLOWED = {
     "fusion": {"errors", "lm", "tokens"},
     "spelling": {"errors", "tokens"},
     "hotwords": {"errors", "spelling", "tokens"},
+    "pieces": {"ctc", "tokens"},
     "jsgf": {"errors"},
     "grammar": {"errors", "jsgf", "spelling", "tokens"},
     "confidence": {"errors"},
-    "decoder": {"confidence", "ctc", "fusion", "grammar", "hotwords", "lm", "tokens", "transcript"},
+    "decoder": {"confidence", "ctc", "fusion", "grammar", "hotwords", "lm", "pieces", "tokens", "transcript"},
     "network": {"errors", "audio", "onnxfile", "tokens"},
     "stream": {"errors", "audio", "decoder", "network", "tokens", "transcript"},
     "recognizer": {
@@ -73,11 +78,23 @@ ALLOWED = {
     "batch": {"errors", "audio", "recognizer", "transcript"},
     "terminal": {"errors"},
     "cli_lm": None,
+    "cli_manifest": None,
     "cli": None,  # the top: anything, but only inside its commands
     "__main__": None,
     "__init__": {"recognizer", "transcript"},
 }
-HEAVY = {"torch", "torchaudio", "lightning", "librosa", "matplotlib", "safetensors", "onnx", "tensorboard"}
+HEAVY = {
+    "torch",
+    "torchaudio",
+    "lightning",
+    "lhotse",
+    "librosa",
+    "matplotlib",
+    "safetensors",
+    "sentencepiece",
+    "onnx",
+    "tensorboard",
+}
 
 
 def imports(path: Path) -> set[str]:

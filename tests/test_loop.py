@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from asr.manifest import ManifestError, Utterance, write
 from asr.metrics import Scored
 from asr.training import augment, checkpoint, config, loop, plots
 from asr.training.data import Batch, Corpus, Item
-from asr.training.loop import TrainingError, rate
+from asr.training.launch import TrainingError
+from asr.training.log import Log
+from asr.training.loop import rate
 from asr.training.model import Network
 
 TONES_HZ = {"a": 400, "b": 1100, "c": 2600}
@@ -362,7 +364,9 @@ def test_init_copies_what_fits_and_lists_the_rest(
     tree = config.to_dict(still)
     tree["data"]["alphabet"] += "xyz"
     train(config.parse(tree, "test"), tmp_path / "other", console=console)
-    assert "drawn anew: network.output.1.bias, network.output.1.weight" in console.file.getvalue()
+    said = console.file.getvalue()
+    assert "16 of 18 tensors fit; in part: network.output.1.weight (62%), network.output.1.bias (62%); tokens" in said
+    assert "new tokens: 'x', 'y', 'z'" in said
 
 
 def test_resuming_a_finished_training_changes_nothing(
@@ -371,7 +375,7 @@ def test_resuming_a_finished_training_changes_nothing(
     chosen, run = settings(epochs=1), tmp_path / "run"
     first = train(chosen, run)
     before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
-    monkeypatch.setattr(loop._Session, "_step", lambda *_, **__: pytest.fail("a step was taken"))
+    monkeypatch.setattr(loop._Session, "_update", lambda *_, **__: pytest.fail("a step was taken"))
     assert train(chosen, run, resume=True) == first
     after = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
     assert before == after
@@ -583,6 +587,15 @@ def test_epoch_files_that_are_kept(
     assert files == [f"epoch-{number:04d}.safetensors" for number in kept]
 
 
+def test_the_last_epoch_can_be_the_model_whatever_dev_says(
+    tmp_path: Path, settings: Callable[..., config.Config], script: Callable[..., None]
+) -> None:
+    script(cers=[0.2, 0.5, 0.6])
+    assert train(settings(epochs=3, select="last"), tmp_path / "run").cer == 0.6
+    assert checkpoint.load_model(tmp_path / "run")[3]["training"]["weights"] == "last epoch"
+    assert [file.name for file in (tmp_path / "run").glob("epoch-*")] == ["epoch-0003.safetensors"]
+
+
 @pytest.mark.parametrize(("of_average", "chosen_weights"), [(0.1, "average of 2 epochs"), (0.2, "best epoch")])
 def test_average_is_kept_only_if_better(
     tmp_path: Path,
@@ -609,19 +622,19 @@ def test_spec_augment_waits_for_its_threshold(
 ) -> None:
     script(cers=[1.0, 0.7, 0.69, 0.9])
     masked: list[int] = []
-    real, real_step = augment.spec_augment, loop._Session._step
+    real, real_step = augment.spec_augment, loop._Session._update
     epoch = -1
 
-    def step(session: Any, batch: Batch, share: float) -> None:
+    def step(session: Any, *arguments: Any) -> None:
         nonlocal epoch
         epoch = session.state.epoch
-        real_step(session, batch, share)
+        real_step(session, *arguments)
 
     def spec_augment(features: torch.Tensor, settings: config.SpecAugment) -> torch.Tensor:
         masked.append(epoch)
         return real(features, settings)
 
-    monkeypatch.setattr(loop._Session, "_step", step)
+    monkeypatch.setattr(loop._Session, "_update", step)
     monkeypatch.setattr(augment, "spec_augment", spec_augment)
     train(settings(epochs=5, augment__spec_augment__start_cer=0.7), tmp_path / "run")
     assert masked == [3] * 4 + [4] * 4  # 4 steps an epoch; once on, it stays on; never in evaluation
@@ -634,16 +647,17 @@ def test_spec_augment_waits_for_its_threshold(
 def test_first_epochs_are_in_order_of_length(
     tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    longest: dict[int, list[int]] = {}
-    real = Corpus.load
+    longest: dict[int, list[float]] = {}
+    real = Corpus.batches
 
-    def load(corpus: Corpus, items: Sequence[Item], epoch: int) -> Batch:
-        batch = real(corpus, items, epoch)
-        if corpus._training:
-            longest.setdefault(epoch, []).append(batch.waveforms.shape[1])
-        return batch
+    def batches(corpus: Corpus, plan: Sequence[Sequence[Item]], epoch: int) -> Iterator[Batch]:
+        for batch in real(corpus, plan, epoch):
+            if corpus._training:
+                played = zip(batch.lengths, batch.perturbations, strict=True)
+                longest.setdefault(epoch, []).append(max(length / one.speed for length, one in played))
+            yield batch
 
-    monkeypatch.setattr(Corpus, "load", load)
+    monkeypatch.setattr(Corpus, "batches", batches)
     train(settings(epochs=3, sortagrad_epochs=2, batch__max_utterances=2), tmp_path / "run")
     assert [len(lengths) for lengths in longest.values()] == [8, 8, 8]
     ordered = [lengths == sorted(lengths) for lengths in longest.values()]
@@ -694,15 +708,18 @@ def test_moving_average_of_the_weights(
 def test_loss_that_is_not_finite_names_its_utterance(
     tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Corpus.load
+    real = Corpus.heard
+    updates = 0
 
-    def load(corpus: Corpus, items: Sequence[Item], epoch: int) -> Batch:
-        batch = real(corpus, items, epoch)
-        if "train05" in batch.ids and epoch == 1:
-            batch.waveforms[batch.ids.index("train05")] = float("nan")
-        return batch
+    def heard(corpus: Corpus, batch: Batch, *arguments: Any) -> tuple[torch.Tensor, list[int]]:
+        nonlocal updates
+        updates += corpus._training
+        waveforms, lengths = real(corpus, batch, *arguments)
+        if "train05" in batch.ids and updates > 5:  # in the second epoch: a rehearsal and 4 updates are done
+            waveforms[batch.ids.index("train05")] = float("nan")
+        return waveforms, lengths
 
-    monkeypatch.setattr(Corpus, "load", load)
+    monkeypatch.setattr(Corpus, "heard", heard)
     chosen = settings()
     with pytest.raises(TrainingError, match=r"the loss at step \d+ is not finite; utterances: train05\. Listen"):
         train(chosen, tmp_path / "run")
@@ -790,7 +807,7 @@ def test_settings_that_are_new_or_change_no_weight_may_differ(
 
 def test_two_trainings_cannot_share_a_folder(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict(settings())))
-    with loop._Log(tmp_path, active=True) as log:
+    with Log(tmp_path, active=True) as log:
         log.write({"loss": 1.0}, 0)
         with pytest.raises(TrainingError, match="another process is training here"):
             train(settings(), tmp_path, resume=True)
@@ -824,15 +841,47 @@ def test_a_resumed_training_does_not_need_what_it_started_from(
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_audio_that_vanishes_is_replaced_and_said(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+def test_recordings_are_not_needed_once_they_are_decoded(
+    tmp_path: Path, settings: Callable[..., config.Config]
+) -> None:
+    """Nor can what becomes of them change a training: it goes on from what it has decoded."""
     manifest = make_corpus(tmp_path)
-    console = Console(file=io.StringIO(), width=400)
-    chosen = settings(epochs=1, data__train=[str(manifest)], data__cache_gb=0)
-    lost = json.loads(manifest.read_text().splitlines()[0])["audio_filepath"]
-    (tmp_path / lost).write_bytes(b"no audio")
-    assert train(chosen, tmp_path / "run", console=console).finished
-    assert "audio that could not be read was replaced by other; 1 skipped" in console.file.getvalue()
-    assert "no audio" not in (tmp_path / "run" / "skipped_train.jsonl").read_text()
+    chosen = settings(epochs=1, data__train=[str(manifest)])
+    decoded = tmp_path / "train.audio"
+    assert train(chosen, tmp_path / "run").finished
+    before = {path.name: path.stat().st_mtime_ns for path in decoded.iterdir()}
+    assert train(chosen, tmp_path / "again").finished
+    assert {path.name: path.stat().st_mtime_ns for path in decoded.iterdir()} == before
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_checkpoints_and_settings_of_version_0_1(
+    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They counted the batches of each process, and limited the audio in memory."""
+    chosen, run = settings(epochs=2), tmp_path / "run"
+    count = 0
+
+    def interrupted() -> bool:
+        nonlocal count
+        count += 1
+        return count > 5
+
+    monkeypatch.setattr(loop, "_interruptible", lambda: nullcontext(interrupted))
+    assert not train(chosen, run).finished
+    tensors, state = checkpoint.load(run / "last.safetensors")
+    progress = state["progress"]
+    progress |= {"step_in_epoch": progress.pop("batch_in_epoch"), "world_size": 1}
+    state["config"]["data"] = state["config"]["data"] | {"cache_gb": 4.0}
+    state.pop("schema")
+    checkpoint.save(run / "last.safetensors", tensors, state)
+    resolved = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(resolved | {"data": resolved["data"] | {"cache_gb": 4.0}}))
+    monkeypatch.undo()
+    assert train(chosen, run, resume=True).finished
+    assert train(chosen, tmp_path / "reference").finished
+    got, expected = (checkpoint.load(path / "model.safetensors")[0] for path in (run, tmp_path / "reference"))
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("contents", [None, "a: [", b"\xff\xfe\x00"])
@@ -859,7 +908,7 @@ def test_full_disk_in_the_log(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loop._Log, "write", full)
+    monkeypatch.setattr(Log, "write", full)
     with pytest.raises(
         TrainingError, match="cannot be written: No space left on device; free some space, then go on with --resume"
     ):
@@ -894,38 +943,136 @@ def test_unknown_device(tmp_path: Path, settings: Callable[..., config.Config]) 
 # --- several processes ---
 
 
-@pytest.mark.parametrize(("batches", "world"), [(8, 2), (7, 3), (1, 4), (2, 5)])
-def test_every_process_gets_as_many_batches(batches: int, world: int) -> None:
-    plan = [[number] for number in range(batches)]
-    shares = [loop._share(plan, rank, world) for rank in range(world)]
-    assert {len(share) for share in shares} == {math.ceil(batches / world)}
-    assert {item[0] for share in shares for item in share} == set(range(batches))
+@pytest.mark.parametrize(
+    ("planned", "done", "group"), [(8, 0, 2), (7, 0, 3), (1, 0, 4), (7, 4, 2), (7, 3, 4), (5, 5, 2)]
+)
+def test_updates_cover_what_is_left_of_an_epoch(planned: int, done: int, group: int) -> None:
+    updates = loop._updates(planned, done, group)
+    numbers = [number for update in updates for number in update]
+    assert all(len(update) == group for update in updates)
+    assert numbers == list(range(done, done + len(numbers)))
+    assert planned <= done + len(numbers) < planned + group or done == planned
 
 
-def test_two_processes_train_as_one_with_twice_the_batch(
+# 20 updates of 4 batches, with all that is drawn: dropout, SpecAugment, speed, gain, parts of utterances.
+TOGETHER: dict[str, Any] = {
+    "batch": {"max_utterances": 1, "accumulate": 4},
+    "epochs": 5,
+    "sortagrad_epochs": 1,
+    "checkpoint_minutes": 0,
+    "network__dropout": 0.3,
+    "stream__share": 0.5,
+    "ema": 0.9,
+}
+
+
+def torchrun(config_file: Path, run: Path, processes: int, *options: str) -> subprocess.Popen[str]:
+    arguments = [str(config_file), "--run", str(run), "--device", "cpu", "--threads", "1", *options]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.Popen(
+        [*command, "-m", "--", "asr", "train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"},
+    )
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, corpus: dict[str, str]) -> tuple[Path, Path, config.Config]:
+    """The same training by one process and by two, and its settings."""
+    folder = tmp_path_factory.mktemp("together")
+    paths = {"data__train": [corpus["train"]], "data__dev": corpus["dev"]}
+    chosen = config.parse(merge(TINY, paths | TOGETHER), "test")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(chosen)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "LOG_EVERY", 1)
+        train(chosen, folder / "one")
+    with torchrun(folder / "config.yaml", folder / "two", 2) as process:
+        said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    return folder / "one", folder / "two", chosen
+
+
+def test_two_processes_train_as_one(together: tuple[Path, Path, config.Config]) -> None:
+    one, two, _ = together
+    for got, expected in zip(epochs_of(two), epochs_of(one), strict=True):
+        for figure in ("train_loss", "dev_loss"):
+            assert got[figure] == pytest.approx(expected[figure], abs=1e-4)
+    steps = {row["step"]: row for row in read_log(one) if "lr" in row}
+    logged = [row for row in read_log(two) if "lr" in row]
+    assert len(steps) == 20
+    assert [row["step"] for row in logged] == [0, 10]  # one log, not two
+    for row in logged:
+        expected = steps[row["step"]]
+        assert row["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+        assert row["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-3)
+        assert row["lr"] == expected["lr"]
+    got, expected = (checkpoint.load(run / "last.safetensors")[0] for run in (two, one))
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-4)
+    assert (two / "dev_report.json").read_text() == (one / "dev_report.json").read_text()
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_training_goes_on_with_another_number_of_processes(
+    tmp_path: Path, together: tuple[Path, Path, config.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _, chosen = together
+    count = 0
+
+    def interrupted() -> bool:
+        nonlocal count
+        count += 1
+        return count > 6  # in the middle of the second epoch
+
+    monkeypatch.setattr(loop, "_interruptible", lambda: nullcontext(interrupted))
+    assert not train(chosen, tmp_path / "run").finished
+    monkeypatch.undo()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict(chosen)))
+    with torchrun(tmp_path / "config.yaml", tmp_path / "run", 2, "--resume") as process:
+        said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    got, expected = (checkpoint.load(run / "last.safetensors")[0] for run in (tmp_path / "run", one))
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_killing_one_process_ends_the_others_with_a_message(
     tmp_path: Path, settings: Callable[..., config.Config]
 ) -> None:
-    plain = {"augment": {"spec_augment": None}, "network__dropout": 0.0, "sortagrad_epochs": 2, "epochs": 2}
-    two, one = settings(batch__max_utterances=2, **plain), settings(batch__max_utterances=4, **plain)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict(two)))
-    arguments = ["--run", str(tmp_path / "two"), "--device", "cpu", "--threads", "1"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run(
-        [*torchrun, "-m", "--", "asr", "train", str(tmp_path / "config.yaml"), *arguments],
-        check=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    train(one, tmp_path / "one")
-    assert [row["step"] for row in read_log(tmp_path / "two") if "lr" in row] == [0]  # one log, not two
-    for got, expected in zip(epochs_of(tmp_path / "two"), epochs_of(tmp_path / "one"), strict=True):
-        assert got["dev_loss"] == pytest.approx(expected["dev_loss"], rel=1e-3)
-    got, expected = (checkpoint.load(tmp_path / name / "last.safetensors")[0] for name in ("two", "one"))
-    for name in expected:
-        torch.testing.assert_close(got[name], expected[name], rtol=1e-2, atol=1e-4)
-    assert checkpoint.load_model(tmp_path / "two")
-    with pytest.raises(TrainingError, match="began with 2 processes, got 1"):
-        train(two, tmp_path / "two", resume=True)
+    chosen = settings(epochs=2000, checkpoint_minutes=0)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict(chosen)))
+    with torchrun(tmp_path / "config.yaml", tmp_path / "run", 2) as process:
+        wait_for(lambda: steps_done(tmp_path / "run") >= 3, process)
+        workers = [worker for worker in children(process.pid) if "asr train" in worker[1]]
+        assert len(workers) == 2, workers
+        os.kill(workers[0][0], signal.SIGKILL)
+        said = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert "of 2: another has ended, see what it said; mend that, then go on with --resume" in said, said
+    assert not any(alive(number) for number, _ in workers)
+    assert checkpoint.load(tmp_path / "run" / "last.safetensors")  # whole
+
+
+def children(parent: int) -> list[tuple[int, str]]:
+    """The processes that a process started: numbers and command lines."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            number, rest = int(status.parent.name), status.read_text().rpartition(")")[2].split()
+            if int(rest[1]) == parent:
+                found.append((number, (status.parent / "cmdline").read_text().replace("\0", " ")))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def alive(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_some_batches_are_heard_in_parts(

@@ -42,7 +42,7 @@ def n_parameters(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
-@pytest.mark.parametrize("subsampling", [1, 2, 4])
+@pytest.mark.parametrize("subsampling", [1, 2, 4, 8])
 @pytest.mark.parametrize("projection", [None, 7])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
@@ -51,7 +51,7 @@ def test_parameter_count(cell: str, bidirectional: bool, projection: int | None,
     layers, hidden, channels = 3, 12, 5
     rows = N_FEATURES
     convs, inputs = 0, 1
-    for _ in range({1: 0, 2: 1, 4: 2}[subsampling]):
+    for _ in range({1: 0, 2: 1, 4: 2, 8: 3}[subsampling]):
         convs += channels * inputs * 3 * 3 + channels
         inputs, rows = channels, (rows - 3) // 2 + 1
     size, recurrent = inputs * rows, 0
@@ -76,7 +76,7 @@ def test_parameter_count(cell: str, bidirectional: bool, projection: int | None,
     assert n_parameters(got) == convs + recurrent + output
 
 
-@pytest.mark.parametrize("subsampling", [1, 2, 4])
+@pytest.mark.parametrize("subsampling", [1, 2, 4, 8])
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
 def test_summary_counts_every_parameter_once(norm: str, subsampling: int) -> None:
     net = acoustic_model({"norm": norm, "subsampling": subsampling, "layers": 3, "projection": 5}).train()
@@ -89,7 +89,7 @@ def test_summary_counts_every_parameter_once(norm: str, subsampling: int) -> Non
     assert [shapes[f"layers.{i}"] for i in range(3)] == [(frames, 5)] * 3
     assert shapes["features"][1] == 80
     convs = [shape for name, shape in shapes.items() if name.startswith("conv.")]
-    assert len(convs) == {1: 0, 2: 1, 4: 2}[subsampling]
+    assert len(convs) == {1: 0, 2: 1, 4: 2, 8: 3}[subsampling]
     assert all(shape[1] == frames for shape in convs[-1:])
     assert (rows[0].name, rows[-1].name) == ("features", "output")
 
@@ -103,7 +103,7 @@ def test_summary_names_the_cell(cell: str, bidirectional: bool, kind: str) -> No
     assert [row.kind for row in rows if row.name.startswith("layers")] == [kind]
 
 
-@pytest.mark.parametrize(("subsampling", "least"), [(1, 1), (2, 3), (4, 7)])
+@pytest.mark.parametrize(("subsampling", "least"), [(1, 1), (2, 3), (4, 7), (8, 15)])
 def test_too_few_features_for_the_subsampling(subsampling: int, least: int) -> None:
     options = config.Network(subsampling=subsampling, layers=1, hidden=2, conv_channels=1)
     got, _ = Network(least, 3, options)(torch.zeros(1, 20, least))
@@ -189,6 +189,33 @@ def test_two_directions_equal_torchs_over_packed_sequences(cell: str) -> None:
         torch.testing.assert_close(got[row, :length], expected[row, :length], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+@pytest.mark.parametrize(
+    ("cell", "bidirectional", "projection"), [*((cell, True, None) for cell in CELLS), ("lstm", False, 5)]
+)
+def test_packed_layers_give_what_padded_ones_give(
+    cell: str, bidirectional: bool, projection: int | None, norm: str
+) -> None:
+    """A GPU runs over packed sequences, gradients and running means included."""
+    one, other = (network(cell=cell, bidirectional=bidirectional, projection=projection, norm=norm) for _ in range(2))
+    lengths = torch.tensor([9, 23, 1, 16])
+    padded = torch.randn(23, 4, one.layers[0].directions[0].input_size)
+    x = padded
+    for layer in one.layers:
+        x = layer(x, lengths)
+    y = other._packed(padded, lengths)
+    valid = torch.arange(23)[:, None] < lengths
+    torch.testing.assert_close(x[valid], y[valid], rtol=1e-5, atol=1e-6)
+    assert not y[~valid].any()
+    weights = torch.randn_like(x[valid])
+    (x[valid] * weights).sum().backward()
+    (y[valid] * weights).sum().backward()
+    for (name, left), right in zip(one.layers.named_parameters(), other.layers.parameters(), strict=True):
+        torch.testing.assert_close(left.grad, right.grad, rtol=1e-4, atol=1e-5, msg=name)
+    for left, right in zip(one.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(left, right)
+
+
 def test_log_probs_are_normalised() -> None:
     log_probs, _ = network()(*ragged([30, 20]))
     assert log_probs.dtype == torch.float32
@@ -201,7 +228,7 @@ FRONT_ENDS: list[dict[str, Any]] = [{"n_mels": 20}, {"kind": "mfcc", "n_mels": 2
 
 
 @pytest.mark.parametrize("features", FRONT_ENDS, ids=["log_mel", "mfcc-deltas"])
-@pytest.mark.parametrize("subsampling", [1, 2, 4])
+@pytest.mark.parametrize("subsampling", [1, 2, 4, 8])
 def test_receptive_field_and_frame_shift_are_true(subsampling: int, features: dict[str, Any]) -> None:
     """Frame t of a forward network ends with sample t * frame_shift + receptive_field: not later, and not earlier."""
     options = {"bidirectional": False, "subsampling": subsampling, "hidden": 32, "conv_channels": 8}

@@ -14,7 +14,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from asr.errors import AsrError
-from asr.tokens import Tokens
+from asr.tokens import TokenError, Tokens
 from asr.training import config
 from asr.training.model import AcousticModel
 
@@ -73,12 +73,25 @@ def load_model(path: Path) -> tuple[AcousticModel, config.Config, Tokens, dict[s
         if not path.exists():
             raise CheckpointError(f"{path.parent}: holds no finished model; finish its training with --resume first")
     tensors, state = load(path)
-    settings = config.parse(state["config"], str(path))
-    tokens = Tokens.of(settings.data.alphabet)
+    settings, tokens = _origin(state, path)
     model = AcousticModel(settings, len(tokens))
     # In last.safetensors the weights stand beside the optimiser's state, averaged ones before the raw.
     load_weights(model, unpack("ema", tensors) or unpack("model", tensors) or tensors, path)
     return model.eval(), settings, tokens, state
+
+
+def load_tokens(path: Path) -> Tokens:
+    """The vocabulary of a checkpoint. raises: CheckpointError."""
+    return _origin(load(path)[1], path)[1]
+
+
+def _origin(state: Mapping[str, Any], path: Path) -> tuple[config.Config, Tokens]:
+    """The settings of a checkpoint and its vocabulary; one without a vocabulary is older, and of characters."""
+    settings = config.parse(state["config"], str(path))
+    try:
+        return settings, Tokens(state["tokens"]) if "tokens" in state else Tokens.of(settings.data.alphabet)
+    except (TokenError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}; get a whole copy of the checkpoint, or train again") from None
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

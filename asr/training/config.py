@@ -49,8 +49,25 @@ class Data(_Section):
     dev: _Path
     normaliser: str = "english"
     alphabet: str = " 'abcdefghijklmnopqrstuvwxyz"
+    tokens: Literal["characters", "bpe"] = "characters"  # what the network emits; bpe: pieces of words, see `subwords`
+    vocabulary: Annotated[int, Field(ge=1)] = 500  # tokens of bpe, the blank and the alphabet's characters among them
     max_s: Annotated[float, Field(gt=0)] = 30.0  # longer utterances are left out, counted and listed
-    cache_gb: Annotated[float, Field(ge=0)] = 4.0  # decoded audio kept in memory as int16; 1 GB is 9 hours
+    # Folder of the decoded audio, 115 MB an hour, which later trainings find there; null: beside the manifests.
+    cache: _Path | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """V, the outputs of the network."""
+        return self.vocabulary if self.tokens == "bpe" else 1 + len(self.alphabet)
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        if self.tokens == "bpe" and (" " not in self.alphabet or self.vocabulary <= 1 + len(self.alphabet)):
+            raise ValueError(
+                "expected for tokens = bpe an alphabet with a space, and a vocabulary of more than its "
+                f"{len(self.alphabet)} characters and the blank, got {self.alphabet!r} and {self.vocabulary}"
+            )
+        return self
 
 
 class Features(_Section):
@@ -89,7 +106,7 @@ class Network(_Section):
     projection: Annotated[int, Field(ge=1)] | None = None  # linear layer after each recurrent layer
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     norm: Literal["none", "layer", "batch"] = "layer"
-    subsampling: Literal[1, 2, 4] = 4
+    subsampling: Literal[1, 2, 4, 8] = 4
     conv_channels: Annotated[int, Field(ge=1)] = 32
 
 
@@ -143,6 +160,8 @@ class Batch(_Section):
 
     seconds: Annotated[float, Field(gt=0)] = 80.0  # padded audio in a batch, on each device
     max_utterances: Annotated[int, Field(ge=1)] = 64
+    # Batches that one update averages, all processes' together; each process has at least one.
+    accumulate: Annotated[int, Field(ge=1)] = 1
 
 
 class Optimiser(_Section):
@@ -156,6 +175,8 @@ class Optimiser(_Section):
     final: Annotated[float, Field(ge=0, le=1)] = 0.01  # last learning rate as a share of the peak
     plateau_patience: Annotated[int, Field(ge=0)] = 2  # epochs without a better dev loss before the rate is halved
     clip_norm: Annotated[float, Field(gt=0)] = 5.0  # of the whole gradient (Pascanu et al. 2013)
+    # Factors of the rate by parameters or modules of the network, globs allowed: {"conv": 0.1}. The last match wins.
+    lr_scale: dict[str, Annotated[float, Field(gt=0)]] = {}
 
 
 class Average(_Section):
@@ -174,10 +195,14 @@ class Config(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     # A run folder or weights file to start from: what fits is copied, what does not is listed.
     init: _Path | None = None
+    # Parameters or modules of the network that stay as they are, globs allowed: [conv, layers.0, "*.norm"].
+    freeze: tuple[str, ...] = ()
     epochs: Annotated[int, Field(ge=1)] = 30
     sortagrad_epochs: Annotated[int, Field(ge=0)] = 1  # first epochs in order of length (Amodei et al. 2016)
     patience: Annotated[int, Field(ge=1)] | None = None  # epochs without a better dev CER before stopping
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the weights' moving average; 0: off
+    # Whose weights are the model's. last: of the last epoch, not averaged, so that nothing is chosen by the dev set.
+    select: Literal["best", "last"] = "best"
     average: Average | None = Average()
     precision: Literal["32-true", "bf16-mixed", "auto"] = "auto"  # auto: bf16-mixed on CUDA, else 32-true
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 3.0
@@ -211,13 +236,17 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected settings such as 'name: mine', got {type(tree).__name__}")
     _resolve_paths(tree, path.parent)
+    return parse(tree, str(path), overrides)
+
+
+def parse(tree: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
+    """A configuration from plain values, such as a checkpoint holds. raises: ConfigError, prefixed with source."""
     for override in overrides:
         _apply(tree, override)
-    return parse(tree, str(path))
-
-
-def parse(tree: dict[str, Any], source: str) -> Config:
-    """A configuration from plain values, such as a checkpoint holds. raises: ConfigError, prefixed with source."""
+    if (
+        isinstance(data := tree.get("data"), dict) and "cache_gb" in data
+    ):  # of versions before 0.2; it changed no result
+        tree = {**tree, "data": {key: value for key, value in data.items() if key != "cache_gb"}}
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -238,6 +267,8 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
             data["train"] = [str(folder / item) if isinstance(item, str) else item for item in data["train"]]
         if isinstance(data.get("dev"), str):
             data["dev"] = str(folder / data["dev"])
+        if isinstance(data.get("cache"), str):
+            data["cache"] = str(folder / data["cache"])
     if isinstance(tree.get("init"), str):
         tree["init"] = str(folder / tree["init"])
     if isinstance(augment, dict) and isinstance(augment.get("noise"), str):
@@ -267,6 +298,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 # pydantic's error types whose own words speak of Python, not of a file of settings.
 _EXPECTED = {
     "model_type": "a group of settings",
+    "dict_type": "a group of settings",
     "tuple_type": "a list",
     "too_long": "a list of at most {max_length}",
     "path_type": "a path",

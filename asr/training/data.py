@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asr import audio, manifest
 from asr.manifest import Utterance
 from asr.text import normaliser
 from asr.tokens import TokenError, Tokens, min_frames
-from asr.training import augment, config
+from asr.training import augment, config, shards
 
 _AHEAD = 4  # batches loaded before they are needed
 _INT16 = 2**15  # full scale
@@ -59,21 +60,21 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """waveforms: (B, N) float32, zeros after each utterance; lengths: (B,) samples; token_ids: (sum of U,)."""
+    """samples: (B, N) int16 as recorded, zeros after each utterance; lengths: (B,) of them; token_ids: (sum of U,)."""
 
     ids: tuple[str, ...]
-    waveforms: Tensor
-    lengths: Tensor
+    samples: Tensor
+    lengths: tuple[int, ...]
+    perturbations: tuple[augment.Perturbation, ...]
     token_ids: Tensor
     token_lengths: Tensor
-    seconds: float  # of audio, without padding
+    seconds: float  # of audio, at the speeds it is played at, without padding
 
 
 class Corpus:
-    """The usable utterances of manifests, with their audio decoded once and kept as int16.
+    """The usable utterances of manifests, with their audio decoded once (`asr.training.shards`).
 
-    skipped: the utterances that cannot be used. Audio beyond data.cache_gb is read when its turn comes; one that cannot be
-             read then is listed too, and the next takes its place.
+    skipped: the utterances that cannot be used.
     raises:  ManifestError, ConfigError.
     """
 
@@ -97,11 +98,11 @@ class Corpus:
                 self.examples.append(self._example(utterance, normalise(utterance.text), tokens))
             except (TokenError, _UnusableError) as error:
                 self.skipped.append(Skipped(utterance.id, str(error)))
+        self._paths = paths
+        self._audio: list[np.ndarray] = []
         noise = settings.augment.noise if training else None
-        self._noises = augment.read_noises(noise) if noise else []
-        self._space = tokens.encode(" ") if " " in tokens.symbols else []
-        self._cache: dict[int, np.ndarray] = {}
-        self._unusable: set[int] = set()  # numbers of examples that failed when their turn came
+        self.noises = augment.read_noises(noise) if noise else None
+        self._separator = tokens.separator
 
     def _example(self, utterance: Utterance, text: str, tokens: Tokens) -> Example:
         token_ids = tuple(tokens.encode(text))
@@ -128,49 +129,34 @@ class Corpus:
     def _frames(self, duration_s: float) -> int:
         return round(duration_s * audio.SAMPLE_RATE) // self._padding[1]
 
-    def decode(self, progress: Iterable[int] | None = None) -> None:
-        """Decode the audio into memory, up to data.cache_gb; what cannot be read moves to `skipped`.
-
-        progress: range(len(examples)), perhaps wrapped in a progress bar.
-        """
-        left = self._settings.data.cache_gb * 2**30
-        unusable: dict[int, str] = {}
-        with ThreadPoolExecutor(2) as pool:
-            waveforms = pool.map(self._try_read, self.examples)
-            for index in range(len(self.examples)) if progress is None else progress:
-                if left <= 0:
-                    pool.shutdown(cancel_futures=True)
-                    break
-                waveform = next(waveforms)
-                if isinstance(waveform, Exception):
-                    unusable[index] = str(waveform)
-                    continue
-                self._cache[index] = waveform
+    def decode(self, progress: Callable[[], None] = lambda: None, rank: int = 0, processes: int = 1) -> None:
+        """Have the audio decoded, for which see `asr.training.shards.decode`; what cannot be read moves to `skipped`."""
+        folder = self._settings.data.cache
+        name = self._paths[0].absolute()
+        if folder:  # manifests of one name in several folders
+            folder /= f"{name.stem}-{hashlib.sha256(str(name).encode()).hexdigest()[:8]}"
+        else:
+            folder = name.with_suffix(".audio")
+        utterances = [example.utterance for example in self.examples]
+        pieces = shards.decode(utterances, folder, rank=rank, processes=processes, progress=progress)
+        examples, self.examples = self.examples, []
+        for example, samples in zip(examples, pieces, strict=True):
+            try:
+                if isinstance(samples, str):
+                    raise _UnusableError(samples)
                 # The manifest's duration may lie; speeds and batches go by the audio's own.
-                utterance = replace(self.examples[index].utterance, duration_s=len(waveform) / audio.SAMPLE_RATE)
-                self.examples[index] = replace(self.examples[index], utterance=utterance)
-                left -= waveform.nbytes
-        if unusable:
-            self.skipped += [Skipped(self.examples[index].utterance.id, why) for index, why in unusable.items()]
-            kept = [index for index in range(len(self.examples)) if index not in unusable]
-            self.examples = [self.examples[index] for index in kept]
-            self._cache = {new: self._cache[old] for new, old in enumerate(kept) if old in self._cache}
-
-    def _try_read(self, example: Example) -> np.ndarray | audio.AudioError | _UnusableError:
-        try:
-            waveform = _to_int16(_read(example.utterance))
-            if self._training:  # the manifest's duration may lie
-                self._check_length(example, len(waveform) / audio.SAMPLE_RATE)
-            return waveform
-        except (audio.AudioError, _UnusableError) as error:
-            return error
+                duration_s = len(samples) / audio.SAMPLE_RATE
+                if self._training:
+                    self._check_length(example, duration_s)
+            except _UnusableError as error:
+                self.skipped.append(Skipped(example.utterance.id, str(error)))
+                continue
+            self.examples.append(replace(example, utterance=replace(example.utterance, duration_s=duration_s)))
+            self._audio.append(samples)
 
     def waveform(self, index: int) -> np.ndarray:
         """(N,) float32, as recorded."""
-        samples = self._cache.get(index)
-        if samples is None:  # rounded all the same: how much fits into the cache must not change a training
-            samples = _to_int16(_read(self.examples[index].utterance))
-        return samples.astype(np.float32) / np.float32(_INT16)
+        return self._audio[index].astype(np.float32) / np.float32(_INT16)
 
     def plan(self, epoch: int, *, by_length: bool) -> list[list[Item]]:
         """Which utterances form which batch of this epoch: the same answer at every call.
@@ -206,6 +192,23 @@ class Corpus:
         silence_s = self._padding[1] / audio.SAMPLE_RATE  # between two that are joined
         return sum(self.examples[index].duration_s for index in indices) + (len(indices) - 1) * silence_s
 
+    def largest(self) -> Batch:
+        """The longest utterance there can be, played as slowly as it may be, as often as a batch holds it."""
+        numbers = sorted(range(len(self.examples)), key=lambda index: -self.examples[index].duration_s)
+        chosen = numbers[:1]
+        if self._settings.augment.join_share:
+            for index in numbers[1:]:
+                if self._duration_s((*chosen, index)) <= self._settings.data.max_s:
+                    chosen.append(index)
+        item = Item(chosen[0], min(self._settings.augment.speed), tuple(chosen[1:]))
+        limit = self._settings.batch
+        fits = int(limit.seconds / (self._duration_s(item.indices) / item.speed))
+        return self.load([item] * max(1, min(fits, limit.max_utterances)), 0)
+
+    def tokens(self, items: Sequence[Item]) -> int:
+        """How many tokens a batch has."""
+        return sum(len(self._joined_ids([self.examples[index] for index in item.indices])) for item in items)
+
     def in_order(self) -> list[list[Item]]:
         """Every utterance once as recorded, in batches of similar lengths, for evaluation."""
         lengths = np.array([example.duration_s for example in self.examples])
@@ -234,70 +237,53 @@ class Corpus:
         return batches
 
     def load(self, items: Sequence[Item], epoch: int) -> Batch:
-        """One batch, perturbed as drawn for this epoch (not at all outside training)."""
-        groups, waveforms = [], []
-        for item in items:
-            heard = [self.heard(index, item.speed) for index in item.indices]
-            groups.append([self.examples[index] for index, _ in heard])
-            waveforms.append(self._perturbed([waveform for _, waveform in heard], item, epoch))
-        seconds = sum(map(len, waveforms)) / audio.SAMPLE_RATE
-        padded = [audio.pad(waveform, *self._padding) for waveform in waveforms]
-        stacked = np.zeros((len(padded), max(map(len, padded))), np.float32)
-        for row, waveform in zip(stacked, padded, strict=True):
-            row[: len(waveform)] = waveform
+        """One batch, with the perturbations drawn for this epoch (none outside training)."""
+        groups = [[self.examples[index] for index in item.indices] for item in items]
+        # A frame of silence between two that are joined, for the space between their texts.
+        silence = np.zeros(self._padding[1], np.int16)
+        rows = [[piece for index in item.indices for piece in (silence, self._audio[index])][1:] for item in items]
+        lengths = tuple(sum(map(len, row)) for row in rows)
+        # In memory that the GPU, if there is one, can fetch by itself.
+        samples = torch.zeros(len(rows), max(lengths), dtype=torch.int16, pin_memory=torch.cuda.is_available())
+        for line, row, length in zip(samples.numpy(), rows, lengths, strict=True):
+            np.concatenate(row, out=line[:length])
         token_ids = [self._joined_ids(group) for group in groups]
         return Batch(
             ids=tuple(" + ".join(example.utterance.id for example in group) for group in groups),
-            waveforms=torch.from_numpy(stacked),
-            lengths=torch.tensor([len(waveform) for waveform in padded]),
+            samples=samples,
+            lengths=lengths,
+            perturbations=tuple(self._draw(item, epoch) for item in items),
             token_ids=torch.tensor([token_id for ids in token_ids for token_id in ids]),
             token_lengths=torch.tensor(list(map(len, token_ids))),
-            seconds=seconds,
+            seconds=sum(length / item.speed for length, item in zip(lengths, items, strict=True)) / audio.SAMPLE_RATE,
         )
 
-    def heard(self, index: int, speed: float = 1.0) -> tuple[int, np.ndarray]:
-        """An example's number and audio (N,); in training, of the next one that can be used at this speed if it cannot."""
-        if index in self._cache or not self._training:
-            return index, self.waveform(index)
-        for other in (*range(index, len(self.examples)), *range(index)):
-            if other not in self._unusable:
-                example = self.examples[other]
-                try:
-                    waveform = self.waveform(other)
-                    self._check_length(example, len(waveform) / audio.SAMPLE_RATE / speed)
-                    return other, waveform
-                except (audio.AudioError, _UnusableError) as error:
-                    self._unusable.add(other)
-                    self.skipped.append(Skipped(example.utterance.id, str(error)))
-        raise audio.AudioError(
-            "train: none of the utterances can be read any more; the first: " + self.skipped[0].reason
-        )
+    def _draw(self, item: Item, epoch: int) -> augment.Perturbation:
+        if not self._training:
+            return augment.Perturbation()
+        rng = np.random.default_rng([self._settings.seed, epoch, item.index])
+        return augment.draw(self._settings.augment, item.speed, rng)
 
     def _joined_ids(self, group: Sequence[Example]) -> list[int]:
-        """The token ids of several examples, with a space between two if the alphabet has one."""
+        """The token ids of several examples, with a space between two if the vocabulary has one."""
         ids = list(group[0].token_ids)
         for example in group[1:]:
-            ids += [*self._space, *example.token_ids]
+            ids += [*self._separator, *example.token_ids]
         return ids
 
-    def _perturbed(self, waveforms: Sequence[np.ndarray], item: Item, epoch: int) -> np.ndarray:
-        """The waveforms joined and, in training, perturbed: (N,)."""
-        # A frame of silence between two, for the space between their texts.
-        silence = np.zeros(self._padding[1], np.float32)
-        waveform = np.concatenate([piece for waveform in waveforms for piece in (silence, waveform)][1:])
-        if not self._training:
-            return waveform
-        settings = self._settings.augment
-        rng = np.random.default_rng([self._settings.seed, epoch, item.index])
-        if item.speed != 1.0:
-            waveform = augment.speed(waveform, item.speed)
-        if settings.equaliser_db:
-            waveform = augment.equalise(waveform, settings.equaliser_db, rng)
-        if self._noises and rng.random() < settings.noise_share:
-            waveform = augment.add_noise(waveform, self._noises, settings.snr_db, rng)
-        if settings.gain_db != (0.0, 0.0):
-            waveform = augment.gain(waveform, settings.gain_db, rng)
-        return waveform
+    def heard(self, batch: Batch, device: torch.device, noises: Tensor | None = None) -> tuple[Tensor, list[int]]:
+        """What the network gets of a batch, on its device.
+
+        noises:  the corpus's, on that device.
+        returns: waveforms (B, N) float32, perturbed, and padded by zeros as `asr.audio.pad` does it; and their
+                 lengths in samples with that padding.
+        """
+        waveforms = batch.samples.to(device, non_blocking=True).float() / _INT16
+        waveforms, lengths = augment.apply(waveforms, batch.lengths, batch.perturbations, noises)
+        receptive_field, frame_shift = self._padding
+        padded = [receptive_field + (-(-length // frame_shift) - 1) * frame_shift for length in lengths]
+        left, width = (receptive_field - frame_shift) // 2, max(padded)
+        return nn.functional.pad(waveforms, (left, width - left - waveforms.shape[1])), padded
 
     def batches(self, plan: Sequence[Sequence[Item]], epoch: int) -> Iterator[Batch]:
         """The plan's batches in order, loaded by a thread ahead of their use (NumPy, soxr and soundfile release the GIL)."""
@@ -316,11 +302,3 @@ class Corpus:
 
 class _UnusableError(Exception):
     pass
-
-
-def _read(utterance: Utterance) -> np.ndarray:
-    return audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
-
-
-def _to_int16(waveform: np.ndarray) -> np.ndarray:
-    return np.asarray(np.rint(waveform * _INT16).clip(-_INT16, _INT16 - 1), dtype=np.int16)  # exact for 16-bit files

@@ -6,56 +6,49 @@ generator states, and a training that was killed goes on to the same losses as o
 
 from __future__ import annotations
 
-import ctypes
 import json
-import logging
 import math
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from lightning.fabric import Fabric
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, track
+from rich.progress import Progress
 from torch import Tensor, nn
 
-from asr import __version__, ctc, metrics
+from asr import __version__, metrics
 from asr.audio import SAMPLE_RATE
-from asr.errors import AsrError
-from asr.tokens import BLANK, Tokens
-from asr.training import augment, checkpoint, config, plots
+from asr.tokens import Tokens
+from asr.training import augment, checkpoint, config, launch, plots, subwords, warm
 from asr.training.data import Batch, Corpus
+from asr.training.evaluation import ctc_losses, evaluate
+from asr.training.launch import TrainingError
+from asr.training.log import Display, Log
 from asr.training.model import AcousticModel
+from asr.training.profile import Profile
 
 LOG_EVERY = 10  # steps
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 # Settings that change no weight, and may differ when a training is resumed.
-_FREE = {"name", "description", "licence", "checkpoint_minutes", "data.cache_gb"}
+_FREE = {"name", "description", "licence", "checkpoint_minutes", "data.cache"}
 _FIT_UTTERANCES = 500  # for the mean and deviation of the features
-
-
-class TrainingError(AsrError):
-    """A training that cannot start or go on."""
 
 
 @dataclass
 class State:
     """Where a training stands; what a checkpoint holds besides tensors."""
 
-    world_size: int = 1  # processes: `step_in_epoch` counts each one's own batches
-
     epoch: int = 0
-    step_in_epoch: int = 0
+    batch_in_epoch: int = 0  # how many of its plan are done, by all processes together
     step: int = 0
     elapsed_s: float = 0.0
     loss_sum: float = 0.0  # of the epoch so far, nats
@@ -82,34 +75,39 @@ def train(
     settings: config.Config,
     run: Path,
     *,
+    tokens: Tokens | None = None,
     resume: bool = False,
     device: str = "auto",
     threads: int | None = None,
+    profile: bool = False,
     console: Console | None = None,
 ) -> Outcome:
     """Train a model and leave it, with its log, plots and dev report, in the run folder.
 
-    resume: continue from the folder's last checkpoint, to the same result as a training never interrupted.
+    tokens: the vocabulary, if it is not to be made as the settings say.
+    resume:  continue from the folder's last checkpoint, to the same result as a training never interrupted.
+    profile: print at the end where the time went.
     raises: ConfigError, ManifestError, CheckpointError; TrainingError naming the utterances if a loss is not finite.
     """
     console = console or Console(stderr=True)
     if threads:
         torch.set_num_threads(threads)
-    fabric = _launch(settings, device)
+    fabric = launch.launch(settings, device)
     if fabric.is_global_zero:
         _prepare_folder(run, settings, resume)
     else:
         console = Console(quiet=True)
     fabric.barrier()
 
-    tokens = Tokens.of(settings.data.alphabet)
-    torch.manual_seed(settings.seed)
-    model = AcousticModel(settings, len(tokens))
     last = run / "last.safetensors"
     resumed = resume and last.exists()
-    fitted = settings.init is not None and not resumed and _warm_start(model, settings, console)
+    tokens = checkpoint.load_tokens(last) if resumed else tokens or subwords.of_settings(settings.data)
+    torch.manual_seed(settings.seed)
+    model = AcousticModel(settings, len(tokens))
+    fitted = settings.init is not None and not resumed and warm.start(model, settings, tokens, console)
+    warm.parameter_groups(model.network, settings)  # so that a wrong name is told before the audio is decoded
     corpora = _read_corpora(settings, tokens, model, run if fabric.is_global_zero else None, console)
-    session = _Session(settings, run, fabric, model, *corpora, console)
+    session = _Session(settings, run, fabric, model, tokens, *corpora, console, profiled=profile)
     if resumed:
         session.restore(last)
     else:
@@ -119,14 +117,25 @@ def train(
             session.fit_features()
     try:
         with session.log, _interruptible() as interrupted:
-            if session.run_epochs(interrupted):
+            session.rehearse()
+            finished = session.run_epochs(interrupted)
+            if not finished:
+                session.save()
+            session.profile.render(console)
+            if finished:
                 return session.finish()
-            session.save()
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"out of memory on {fabric.device} at step {session.state.step}: {str(error).split('. ')[0]}; "
             "lower batch.seconds or batch.max_utterances, or data.max_s"
         ) from None
+    except RuntimeError as error:
+        if fabric.world_size > 1 and launch.lost_a_process(error):
+            raise TrainingError(
+                f"process {fabric.global_rank} of {fabric.world_size}: another has ended, see what it said; mend that, "
+                f"then go on with --resume ({str(error).strip().splitlines()[0]})"
+            ) from None
+        raise
     except OSError as error:
         raise TrainingError(
             f"{error.filename or run}: cannot be written: {error.strerror}; free some space, then go on with --resume"
@@ -145,16 +154,18 @@ class _Session:
         run: Path,
         fabric: Fabric,
         model: AcousticModel,
+        tokens: Tokens,
         train_set: Corpus,
         dev_set: Corpus,
         console: Console,
+        *,
+        profiled: bool = False,
     ) -> None:
         self.settings, self.run, self.fabric, self.console = settings, run, fabric, console
         self.train_set, self.dev_set = train_set, dev_set
-        self.skipped = len(train_set.skipped)
         self.model = model.to(fabric.device)
         self.raw_optimiser = torch.optim.AdamW(
-            model.network.parameters(),
+            warm.parameter_groups(model.network, settings),
             lr=settings.optimiser.lr,
             betas=settings.optimiser.betas,
             weight_decay=settings.optimiser.weight_decay,
@@ -162,79 +173,152 @@ class _Session:
         )
         self.network, self.optimiser = fabric.setup(model.network, self.raw_optimiser)
         self.ema = {name: value.detach().clone() for name, value in model.state_dict().items()} if settings.ema else {}
-        self.state = State(world_size=fabric.world_size)
+        self.state = State()
+        self.pending: _Update | None = None
+        self.asked_to_stop: int | None = None  # the update that some process was asked to stop before
+        self.profile = Profile(fabric.device, active=profiled)
+        # Batches that one update averages: as many as asked for, each process the same number of them.
+        self.group = math.ceil(settings.batch.accumulate / fabric.world_size) * fabric.world_size
+        self.noises = train_set.noises.to(fabric.device) if train_set.noises is not None else None
         self.clock = time.monotonic()
-        self.log = _Log(run, active=fabric.is_global_zero)
-        self.tokens = Tokens.of(settings.data.alphabet)
+        self.log = Log(run, active=fabric.is_global_zero)
+        self.tokens = tokens
+        self.origin = {"config": config.to_dict(settings), "tokens": tokens.symbols}  # in every file of weights
 
     # --- the epochs ---
+
+    def rehearse(self) -> None:
+        """A step on the largest batch there can be, without its update: what does not fit in memory is to fail now."""
+        if self.state.epoch >= self.settings.epochs:
+            return
+        warm.train_mode(self.model)
+        buffers = {name: value.clone() for name, value in self.model.named_buffers()}  # running means of batch.norm
+        self.fabric.backward(self._losses(self.train_set.largest()).sum())
+        self.optimiser.zero_grad()
+        self.model.load_state_dict(buffers, strict=False)
 
     def run_epochs(self, interrupted: Callable[[], bool]) -> bool:
         """Train until the last epoch, early stopping, or an interruption (then False)."""
         state, settings = self.state, self.settings
         self.clock = time.monotonic()
-        with _Display(self) as display:
+        with Display(settings.epochs, self.console, active=self.fabric.is_global_zero) as display:
             while state.epoch < settings.epochs and not self._out_of_patience():
                 plan = self.train_set.plan(state.epoch, by_length=state.epoch < settings.sortagrad_epochs)
-                mine = _share(plan, self.fabric.global_rank, self.fabric.world_size)
-                todo = mine[state.step_in_epoch :]
-                self.model.train()
+                updates = _updates(len(plan), state.batch_in_epoch, self.group)
+                own = slice(self.fabric.global_rank, None, self.fabric.world_size)
+                mine = [plan[number % len(plan)] for numbers in updates for number in numbers[own]]
+                warm.train_mode(self.model)
                 saved_at = time.monotonic()
-                for batch in self.train_set.batches(todo, state.epoch):
-                    self._step(batch, share=state.step_in_epoch / len(mine))
+                batches = self.profile.waits("waiting for audio", self.train_set.batches(mine, state.epoch))
+                for numbers in updates:
+                    tokens = sum(self.train_set.tokens(plan[number % len(plan)]) for number in numbers)
+                    self._update(batches, numbers, tokens, len(plan), interrupted())
                     self._count_time()
-                    display.step(len(mine))
-                    if self._agree(interrupted()):
+                    display.step(
+                        state.epoch,
+                        min(1.0, (numbers[-1] + 1) / len(plan)),
+                        state.loss_sum / max(1, state.token_sum),
+                        state.audio_s / 3600 / max(1e-9, state.epoch_s),
+                        state.elapsed_s,
+                    )
+                    # Every process knows by now of the update before; one that has just saved, of the last one too.
+                    if self.asked_to_stop is not None and self.asked_to_stop <= state.step - 2:
                         return False
                     if time.monotonic() - saved_at >= settings.checkpoint_minutes * 60:
                         self.save()
                         saved_at = time.monotonic()
+                self._settle()
+                if self.asked_to_stop is not None:
+                    return False
                 self._end_epoch(display)
         return True
 
-    def _step(self, batch: Batch, share: float) -> None:
-        """One update. share: how much of the epoch is done."""
-        state, settings = self.state, self.settings
-        torch.manual_seed((settings.seed * 1_000_003 + state.step) * 4096 + self.fabric.global_rank)
+    def _update(self, batches: Iterator[Batch], numbers: range, tokens: int, planned: int, stop: bool) -> None:
+        """One step of the optimiser.
+
+        numbers: of all processes' batches in the epoch's plan of `planned` batches; tokens: how many those have together;
+        stop: whether this process was asked to.
+        The GPU is given its work and not waited for: what became of the step is read during the next one (`_settle`).
+        """
+        state, settings, world = self.state, self.settings, self.fabric.world_size
         lr = settings.optimiser.lr * state.lr_scale
-        lr *= rate(settings.optimiser, (state.epoch + share) / settings.epochs)
+        lr *= rate(settings.optimiser, (state.epoch + min(1.0, numbers[0] / planned)) / settings.epochs)
         for group in self.raw_optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
 
-        losses = self._losses(batch)
-        if not torch.isfinite(losses).all():
-            bad = [name for name, loss in zip(batch.ids, losses.tolist(), strict=True) if not math.isfinite(loss)]
-            raise TrainingError(_not_finite("loss", bad, state.step))
-        tokens = int(batch.token_lengths.sum())
-        # The processes' gradients are averaged: divided by the mean count, every token of all batches weighs the same.
-        self.fabric.backward(losses.sum() / (self._total(tokens) / self.fabric.world_size))
-        layers = gradient_norms(self.model.network) if state.step % LOG_EVERY == 0 else {}
-        norm = nn.utils.clip_grad_norm_(self.model.network.parameters(), settings.optimiser.clip_norm)
-        if not torch.isfinite(norm):
-            raise TrainingError(_not_finite("gradient", batch.ids, state.step))
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        self._update_ema()
-
-        loss_sum = float(losses.detach().sum())
-        if state.step % LOG_EVERY == 0:
-            row = {"step": state.step, "epoch": state.epoch, "loss": loss_sum / tokens, "lr": lr}
-            self.log.write({**row, "gradient_norm": float(norm), "layers": layers}, state.step)
+        sums = torch.zeros(3, device=self.fabric.device)  # loss, whether to stop, seconds of audio
+        all_losses: list[Tensor] = []
+        ids: list[str] = []
+        own = numbers[self.fabric.global_rank :: world]
+        for number, batch in zip(own, batches, strict=False):
+            _seed(settings.seed, state.epoch, number)
+            with self.fabric.no_backward_sync(self.network, enabled=number != own[-1]):
+                losses = self._losses(batch)
+                with self.profile.part("backward"):
+                    # Processes' gradients are averaged: so divided, each token of all their batches weighs the same.
+                    self.fabric.backward(losses.sum() * (world / tokens))
+            sums += torch.stack([losses.detach().sum(), sums.new_tensor(stop), sums.new_tensor(batch.seconds)])
+            all_losses.append(losses.detach())
+            ids += batch.ids
+            if number == own[-1]:
+                break
+        with self.profile.part("update of the weights"):
+            names, norms = gradient_norms(self.model.network) if state.step % LOG_EVERY == 0 else ([], sums[:0])
+            norm = nn.utils.clip_grad_norm_(self.model.network.parameters(), settings.optimiser.clip_norm)
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+            self._update_ema()
+        if world > 1:
+            sums = torch.as_tensor(self.fabric.all_reduce(sums, reduce_op="sum"))
+        figures = _on_host(torch.cat([sums, norm.float()[None], norms]))
+        before, self.pending = self.pending, _Update(state.step, lr, tokens, ids, torch.cat(all_losses), names, figures)
         state.step += 1
-        state.step_in_epoch += 1
+        state.batch_in_epoch = min(planned, numbers[-1] + 1)
+        if before is not None:
+            self._settle(before)
+
+    def _settle(self, update: _Update | None = None) -> None:
+        """Take note of what became of an update; without one, of the last.
+
+        raises: TrainingError if it was not finite. The weights are spoilt then, and must not have been saved.
+        """
+        if update is None:
+            update, self.pending = self.pending, None
+        if update is None:
+            return
+        loss_sum, stop, audio_s, norm, *norms = update.figures()
+        if not math.isfinite(loss_sum):
+            finite = torch.isfinite(update.losses).tolist()
+            bad = [name for name, fine in zip(update.ids, finite, strict=True) if not fine]
+            raise TrainingError(_not_finite("loss", bad or ["another process's"], update.step))
+        if not math.isfinite(norm):
+            raise TrainingError(_not_finite("gradient", update.ids, update.step))
+        if stop and self.asked_to_stop is None:
+            self.asked_to_stop = update.step
+        state = self.state
         state.loss_sum += loss_sum
-        state.token_sum += tokens
-        state.audio_s += batch.seconds
+        state.token_sum += update.tokens
+        state.audio_s += audio_s
+        self.profile.audio_s += audio_s
+        if update.names:
+            row = {"step": update.step, "epoch": state.epoch, "loss": loss_sum / update.tokens, "lr": update.lr}
+            layers = dict(zip(update.names, norms, strict=True))
+            with self.profile.part("log"):
+                self.log.write({**row, "gradient_norm": norm, "layers": layers}, update.step)
 
     def _losses(self, batch: Batch) -> Tensor:
         """CTC losses (B,) in nats, of one batch."""
-        waveforms = batch.waveforms.to(self.fabric.device)
         with torch.no_grad():
-            features = self.model.normalised_features(waveforms)
-            if self.model.training and self.state.spec_augment and self.settings.augment.spec_augment:
-                features = augment.spec_augment(features, self.settings.augment.spec_augment)
-        log_probs, lengths = self.network(features, self._frames(batch), self._chunk())
-        return _ctc_losses(log_probs, lengths, batch)
+            with self.profile.part("perturbation"):
+                waveforms, lengths = self.train_set.heard(batch, self.fabric.device, self.noises)
+            with self.profile.part("features"):
+                features = self.model.normalised_features(waveforms)
+                if self.state.spec_augment and self.settings.augment.spec_augment:
+                    features = augment.spec_augment(features, self.settings.augment.spec_augment)
+        with self.profile.part("network"):
+            log_probs, frames = self.network(features, self.model.feature_frames(lengths), self._chunk())
+        with self.profile.part("CTC"):
+            return ctc_losses(log_probs, frames, batch)
 
     def _chunk(self) -> tuple[int, int] | None:
         """In how many frames, and with how many to their right, this batch is heard; None for whole utterances."""
@@ -251,10 +335,6 @@ class _Session:
             round((least + context * (most - least)) / shift_s),
         )
 
-    def _frames(self, batch: Batch) -> Tensor:
-        frames = [self.model.features.frames(length) for length in batch.lengths.tolist()]
-        return torch.tensor(frames, device=self.fabric.device)
-
     def _update_ema(self) -> None:
         if not self.ema:
             return
@@ -266,12 +346,11 @@ class _Session:
             else:
                 self.ema[name].copy_(value)
 
-    def _end_epoch(self, display: _Display) -> None:
+    def _end_epoch(self, display: Display) -> None:
         state = self.state
-        with self._weights(self.ema):
+        with self._weights(self.ema), self.profile.part("evaluation"):
             scored, dev_loss = self.evaluate(self.dev_set)
-        # One verdict for all processes: where theirs differed by rounding, they would stop or halve the rate apart.
-        wer, cer, dev_loss = self.fabric.broadcast((*_rates(scored), dev_loss))
+        wer, cer = _rates(scored)
         self._count_time()
         row: dict[str, float] = {
             "epoch": state.epoch,
@@ -292,13 +371,9 @@ class _Session:
         spec = self.settings.augment.spec_augment
         if spec and cer < spec.start_cer:
             state.spec_augment = True
-        if len(self.train_set.skipped) > self.skipped and self.fabric.is_global_zero:
-            said = _list_skipped(self.train_set, "train", self.run)
-            self.console.print(f"audio that could not be read was replaced by other; {said}", soft_wrap=True)
-        self.skipped = len(self.train_set.skipped)
         self._write_weights()
         state.epoch += 1
-        state.step_in_epoch, state.loss_sum, state.token_sum, state.audio_s, state.epoch_s = 0, 0.0, 0, 0.0, 0.0
+        state.batch_in_epoch, state.loss_sum, state.token_sum, state.audio_s, state.epoch_s = 0, 0.0, 0, 0.0, 0.0
         self.save()
         self._remove_weights()  # after saving: a training resumed in this epoch may end it with other errors on a GPU
         self.fabric.barrier()
@@ -313,43 +388,11 @@ class _Session:
         cers = [row["dev_cer"] for row in self.state.history]
         return self.settings.patience is not None and _epochs_since_best(cers) >= self.settings.patience
 
-    def _agree(self, flag: bool) -> bool:
-        """Whether any process of the training says so: all must stop at the same step."""
-        return self._total(flag) > 0
-
-    def _total(self, value: float) -> float:
-        """The sum over the processes of the training."""
-        if self.fabric.world_size == 1:
-            return value
-        total = self.fabric.all_reduce(torch.tensor(float(value), device=self.fabric.device), reduce_op="sum")
-        return float(torch.as_tensor(total))
-
     # --- evaluation ---
 
     def evaluate(self, corpus: Corpus) -> tuple[list[metrics.Scored], float]:
-        """Greedy transcripts of a corpus and its loss in nats a token (utterances too short for their text left out)."""
-        self.model.eval()
-        scored: list[metrics.Scored] = []
-        loss_sum, token_sum = 0.0, 0
-        plan = corpus.in_order()
-        with torch.no_grad():
-            for items, batch in zip(plan, corpus.batches(plan, 0), strict=True):
-                features = self.model.normalised_features(batch.waveforms.to(self.fabric.device))
-                log_probs, lengths = self.network(features, self._frames(batch))
-                losses = _ctc_losses(log_probs, lengths, batch).cpu()
-                finite = torch.isfinite(losses)
-                loss_sum += float(losses[finite].sum())
-                token_sum += int(batch.token_lengths[finite].sum())
-                for row, length, item in zip(log_probs.cpu().numpy(), lengths.tolist(), items, strict=True):
-                    example = corpus.examples[item.index]
-                    text = self.tokens.decode(ctc.greedy(row[:length]).token_ids)
-                    utterance = example.utterance
-                    scored.append(
-                        metrics.Scored(
-                            utterance.id, example.text, " ".join(text.split()), utterance.speaker, utterance.duration_s
-                        )
-                    )
-        return scored, loss_sum / max(1, token_sum)
+        """Greedy transcripts of a corpus and its loss, as `evaluate` does."""
+        return evaluate(self.model, self.tokens, corpus, self.fabric)
 
     @contextmanager
     def _weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
@@ -371,12 +414,14 @@ class _Session:
         rng = np.random.default_rng(self.settings.seed)
         chosen = rng.permutation(len(self.train_set.examples))[:_FIT_UTTERANCES]
         device = self.fabric.device
-        waveforms = (torch.from_numpy(self.train_set.heard(int(index))[1]) for index in chosen)
+        waveforms = (torch.from_numpy(self.train_set.waveform(int(index))) for index in chosen)
         shortest = self.model.features.receptive_field()
         enough = [waveform.to(device) for waveform in waveforms if len(waveform) >= shortest]
         if not enough:
             raise TrainingError(f"train: expected utterances of at least {shortest} samples at 16 kHz, got none")
         self.model.fit(enough)
+        for value in (self.model.mean, self.model.std):  # the same for all processes, however theirs round
+            value.copy_(self.fabric.broadcast(value))
         for name in self.ema:
             self.ema[name].copy_(self.model.state_dict()[name])
 
@@ -384,11 +429,16 @@ class _Session:
         """Write the checkpoint that --resume goes on from."""
         if not self.fabric.is_global_zero:
             return
+        self._settle()
+        with self.profile.part("saving"):
+            self._save()
+
+    def _save(self) -> None:
         self.state.log_bytes = self.log.flush()
         tensors = checkpoint.pack("model", self.model.state_dict()) | checkpoint.pack("ema", self.ema)
         optimiser = self.raw_optimiser.state_dict()["state"]
         tensors |= checkpoint.pack("optimiser", {str(index): slots for index, slots in optimiser.items()})
-        progress = {"config": config.to_dict(self.settings), "progress": vars(self.state)}
+        progress = {**self.origin, "progress": vars(self.state)}
         checkpoint.save(self.run / "last.safetensors", tensors, progress)
 
     def restore(self, path: Path) -> None:
@@ -399,23 +449,21 @@ class _Session:
         slots = {int(index): values for index, values in checkpoint.unpack("optimiser", tensors).items()}
         groups = self.raw_optimiser.state_dict()["param_groups"]
         self.raw_optimiser.load_state_dict({"state": slots, "param_groups": groups})
-        self.state = State(**state["progress"])
-        if self.state.world_size != self.fabric.world_size:
-            raise TrainingError(
-                f"{path}: this training began with {self.state.world_size} processes, got {self.fabric.world_size}; "
-                "start as many as then"
-            )
+        progress = state["progress"]
+        if "world_size" in progress:  # of versions before 0.2, which counted the batches of each process
+            progress["batch_in_epoch"] = progress.pop("step_in_epoch") * progress.pop("world_size")
+        self.state = State(**progress)
         self.log.rewind(self.state.log_bytes, self.state.step)
 
     def _write_weights(self) -> None:
         """Write this epoch's weights."""
         if self.fabric.is_global_zero:
             weights = self.ema or self.model.state_dict()
-            checkpoint.save(self._weight_file(self.state.epoch), weights, {"config": config.to_dict(self.settings)})
+            checkpoint.save(self._weight_file(self.state.epoch), weights, self.origin)
 
     def _remove_weights(self) -> None:
         """Delete the epochs' weights that neither the best model nor the average needs."""
-        needed = {*self._averaged(), _best(self.state.history)}
+        needed = {*self._averaged(), self._selected()}
         if self.fabric.is_global_zero:
             for epoch in set(range(self.state.epoch)) - needed:
                 self._weight_file(epoch).unlink(missing_ok=True)
@@ -423,10 +471,14 @@ class _Session:
     def _weight_file(self, epoch: int) -> Path:
         return self.run / f"epoch-{epoch + 1:04d}.safetensors"
 
+    def _selected(self) -> int:
+        """The epoch (from 0) whose weights are the model's, if not their average."""
+        return len(self.state.history) - 1 if self.settings.select == "last" else _best(self.state.history)
+
     def _averaged(self) -> list[int]:
         """The epochs (from 0) whose weights the final average takes."""
         history, rule = self.state.history, self.settings.average
-        if rule is None:
+        if rule is None or self.settings.select == "last":
             return []
         epochs = range(len(history))
         if rule.kind == "best":
@@ -435,7 +487,7 @@ class _Session:
 
     def finish(self) -> Outcome:
         """Choose between the best epoch and the average, and write the model, its dev report and the plots."""
-        candidates = {"best epoch": checkpoint.load(self._weight_file(_best(self.state.history)))[0]}
+        candidates = {f"{self.settings.select} epoch": checkpoint.load(self._weight_file(self._selected()))[0]}
         if len(averaged := self._averaged()) > 1:
             paths = [self._weight_file(epoch) for epoch in averaged]
             candidates[f"average of {len(paths)} epochs"] = checkpoint.average(paths)
@@ -459,7 +511,7 @@ class _Session:
                 "device": str(self.fabric.device.type),
                 "version": __version__,
             }
-            state = {"config": config.to_dict(self.settings), "training": summary}
+            state = {**self.origin, "training": summary}
             checkpoint.save(self.run / "model.safetensors", candidates[chosen], state)
             (self.run / "dev_report.json").write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
             with (self.run / "dev_report.txt").open("w", encoding="utf-8") as file:
@@ -492,68 +544,62 @@ def rate(settings: config.Optimiser, progress: float) -> float:
     return settings.final + (1 - settings.final) * _half_cosine(falling)
 
 
-def gradient_norms(network: nn.Module) -> dict[str, float]:
-    """L2 norm of the gradient of each layer, and of each direction of each recurrent layer, before clipping."""
-    squares: dict[str, float] = {}
+def gradient_norms(network: nn.Module) -> tuple[list[str], Tensor]:
+    """L2 norm of the gradient of each layer, and of each direction of each recurrent layer, before clipping.
+
+    returns: the layers' names, and (layers,) on the network's device: reading each by itself would make a GPU wait.
+    """
+    squares: dict[str, Tensor] = {}
     for name, parameter in network.named_parameters():
         if parameter.grad is None:
             continue
         parts = name.split(".")
         layer = ".".join(parts[: 4 if parts[0] == "layers" and parts[2] == "directions" else 2])
-        squares[layer] = squares.get(layer, 0.0) + float(parameter.grad.float().square().sum())
-    return {layer: math.sqrt(square) for layer, square in squares.items()}
+        square = parameter.grad.float().square().sum()
+        squares[layer] = squares[layer] + square if layer in squares else square
+    return list(squares), torch.stack(list(squares.values())).sqrt()
 
 
-def _ctc_losses(log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
-    device = log_probs.device
-    return nn.functional.ctc_loss(
-        log_probs.transpose(0, 1),
-        batch.token_ids.to(device),
-        lengths,
-        batch.token_lengths.to(device),
-        blank=BLANK,
-        reduction="none",
-    )
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """An update that is under way on the device."""
+
+    step: int
+    lr: float
+    tokens: int
+    ids: list[str]
+    losses: Tensor  # of this process's utterances
+    names: list[str]  # of the layers whose gradients' norms are among the figures
+    figures: Callable[[], list[float]]
 
 
-def _launch(settings: config.Config, device: str) -> Fabric:
-    """Fabric on one device, or on as many processes as torchrun started.
+def _on_host(values: Tensor) -> Callable[[], list[float]]:
+    """Start to copy values from a device; the function returned waits for them."""
+    if not values.is_cuda:
+        return values.tolist
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    copy.copy_(values, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
 
-    The command is `torchrun --nproc-per-node N -m -- asr train ...`: without the --, torchrun takes --run for its own.
+    def wait() -> list[float]:
+        event.synchronize()
+        return list(copy.tolist())
+
+    return wait
+
+
+def _updates(planned: int, done: int, group: int) -> list[range]:
+    """The numbers of the batches of each update, from an epoch's first that is not done.
+
+    Where they do not divide, the last update is filled up: numbers from `planned` on stand for the first batches again.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise TrainingError(f"expected --device auto, cpu or cuda, got {device!r}")
-    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    nodes = int(os.environ.get("WORLD_SIZE", "1")) // per_node
-    on_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
-    if on_cuda and not torch.cuda.is_available():
-        raise TrainingError("expected a CUDA device, found none; use --device cpu, or check the driver with nvidia-smi")
-    if not on_cuda:
-        _keep_memory()
-    for name in ("lightning.fabric", "lightning.pytorch"):  # which of them announces the precision on stderr varies
-        logging.getLogger(name).setLevel(logging.WARNING)
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if on_cuda else "32-true"
-    fabric = Fabric(
-        accelerator="cuda" if on_cuda else "cpu",
-        devices=per_node,
-        num_nodes=nodes,
-        strategy="ddp" if per_node * nodes > 1 else "auto",
-        precision=precision,
-    )
-    fabric.launch()
-    return fabric
+    return [range(start, start + group) for start in range(done, planned, group)]
 
 
-def _keep_memory() -> None:
-    """Let glibc keep freed memory for the next step.
-
-    By default it hands large blocks back to the kernel at once, and a fifth of a step on a CPU goes into getting them again.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+def _seed(*key: int) -> None:
+    """Seed torch's generators by what is drawn for: the same for a batch in whichever process, after whatever else."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
 def _prepare_folder(run: Path, settings: config.Config, resume: bool) -> None:
@@ -595,24 +641,6 @@ def _changed(old: Any, new: Any, key: str = "") -> Iterator[str]:
         yield key
 
 
-def _warm_start(model: AcousticModel, settings: config.Config, console: Console) -> bool:
-    """Copy what fits from the model that settings.init names; whether that includes the features' mean and deviation."""
-    assert settings.init is not None
-    donor, donor_settings, _, _ = checkpoint.load_model(settings.init)
-    same_features = donor_settings.features == settings.features
-    own = model.state_dict()
-    fits = {
-        name: value
-        for name, value in donor.state_dict().items()
-        if name in own and own[name].shape == value.shape and (same_features or name not in ("mean", "std"))
-    }
-    model.load_state_dict(fits, strict=False)
-    anew = sorted(own.keys() - fits.keys())
-    note = f"; drawn anew: {', '.join(anew)}" if anew else ""
-    console.print(f"started from {settings.init}: {len(fits)} of {len(own)} tensors fit{note}", soft_wrap=True)
-    return same_features
-
-
 def _read_corpora(
     settings: config.Config, tokens: Tokens, model: AcousticModel, run: Path | None, console: Console
 ) -> tuple[Corpus, Corpus]:
@@ -621,9 +649,10 @@ def _read_corpora(
     train_set = Corpus(settings.data.train, tokens, settings, training=True, **geometry)
     dev_set = Corpus([settings.data.dev], tokens, settings, training=False, **geometry)
     for name, corpus in (("train", train_set), ("dev", dev_set)):
-        numbers = range(len(corpus.examples))
         hidden = not console.is_terminal
-        corpus.decode(track(numbers, f"decoding {name} audio", console=console, transient=True, disable=hidden))
+        with Progress(console=console, transient=True, disable=hidden) as bar:
+            task = bar.add_task(f"decoding {name} audio", total=len(corpus.examples))
+            corpus.decode(partial(bar.advance, task), *launch.place())
         hours = sum(example.duration_s for example in corpus.examples) / 3600
         note = f"; {_list_skipped(corpus, name, run)}" if corpus.skipped and run else ""
         console.print(
@@ -643,11 +672,6 @@ def _list_skipped(corpus: Corpus, name: str, run: Path) -> str:
     lines = (json.dumps({"id": skip.id, "reason": skip.reason}, ensure_ascii=False) for skip in corpus.skipped)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return f"{len(corpus.skipped)} skipped, listed with reasons in {path}"
-
-
-def _share(plan: list[Any], rank: int, world: int) -> list[Any]:
-    """Every world-th batch, the same number for each process: the first ones again where they do not divide."""
-    return [plan[index % len(plan)] for index in range(rank, math.ceil(len(plan) / world) * world, world)]
 
 
 def _rates(scored: Sequence[metrics.Scored]) -> tuple[float, float]:
@@ -698,124 +722,4 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-class _Log:
-    """log.jsonl and TensorBoard events of a run; both go back to where a checkpoint was when a training resumes."""
-
-    def __init__(self, run: Path, *, active: bool) -> None:
-        self._run, self._active = run, active
-        self._path = run / "log.jsonl"
-        self._kept_bytes, self._kept_steps = 0, 0
-        self._file: Any = None
-        self._board: Any = None
-        if active:
-            self._path.touch()
-
-    def rewind(self, size: int, step: int) -> None:
-        """Forget what was logged after the checkpoint."""
-        self._kept_bytes, self._kept_steps = size, step
-
-    def __enter__(self) -> _Log:
-        if self._active:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._file = self._path.open("a", encoding="utf-8", buffering=1)  # by line, for who watches it grow
-            _lock(self._file, self._run)
-            if self._path.stat().st_size > self._kept_bytes:
-                self._file.truncate(self._kept_bytes)
-            self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._kept_steps)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._active:
-            self._file.close()
-            self._board.close()
-
-    def write(self, row: Mapping[str, Any], step: int) -> None:
-        """One JSON line, and each number in it as a TensorBoard scalar."""
-        if not self._active:
-            return
-        self._file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            scalars = value if isinstance(value, dict) else {"": value}
-            for part, number in scalars.items():
-                self._board.add_scalar(f"{name}/{part}" if part else name, number, step)
-
-    def flush(self) -> int:
-        """Everything on disk; the size of log.jsonl in bytes."""
-        if not self._active:
-            return 0
-        self._file.flush()
-        os.fsync(self._file.fileno())  # a checkpoint that outlives a power cut must find its log
-        self._board.flush()
-        return self._path.stat().st_size
-
-
-def _lock(file: TextIO, run: Path) -> None:
-    """Hold a file until it is closed, so that two trainings cannot write into one folder."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise TrainingError(
-            f"{run}: another process is training here; wait for it, or give another --run folder"
-        ) from None
-    except OSError:  # a file system without locks
-        return
-
-
-class _Display:
-    """A progress bar in a terminal; a line for each epoch everywhere."""
-
-    def __init__(self, session: _Session) -> None:
-        self._session = session
-        self._quiet = not session.fabric.is_global_zero
-        self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  dev {task.fields[dev]}  {task.fields[rate]:.3f} h/s "),
-            TimeElapsedColumn(),
-            TextColumn("left {task.fields[left]}"),
-            console=session.console,
-            disable=self._quiet or not session.console.is_terminal,
-        )
-        fields: dict[str, Any] = {"loss": float("nan"), "dev": "-", "rate": 0.0, "left": "-"}
-        self._task = self._bar.add_task("", total=1.0, epoch=1, epochs=session.settings.epochs, **fields)
-
-    def __enter__(self) -> _Display:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def step(self, steps_in_epoch: int) -> None:
-        state = self._session.state
-        epochs = self._session.settings.epochs
-        done = (state.epoch + state.step_in_epoch / steps_in_epoch) / epochs
-        left = state.elapsed_s / done - state.elapsed_s
-        self._bar.update(
-            self._task,
-            completed=done,
-            epoch=state.epoch + 1,
-            loss=state.loss_sum / max(1, state.token_sum),
-            rate=state.audio_s / 3600 / max(1e-9, state.epoch_s),
-            left=f"{int(left) // 3600}:{int(left) % 3600 // 60:02d}:{int(left) % 60:02d}",
-        )
-
-    def epoch(self, row: Mapping[str, float]) -> None:
-        dev = f"WER {row['dev_wer']:.1%} CER {row['dev_cer']:.1%}"
-        self._bar.update(self._task, dev=dev)
-        if not self._quiet:
-            self._session.console.print(
-                f"epoch {int(row['epoch']) + 1:3d}  loss {row['train_loss']:.3f}  dev loss {row['dev_loss']:.3f}  dev {dev}"
-                f"  {row['seconds']:.0f} s  {row['audio_hours'] / max(1e-9, row['seconds']):.4f} h/s",
-                highlight=False,
-                soft_wrap=True,
-            )
-
-
-__all__ = ["Outcome", "TrainingError", "gradient_norms", "rate", "train"]
+__all__ = ["Outcome", "TrainingError", "evaluate", "gradient_norms", "rate", "train"]

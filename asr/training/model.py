@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from asr.audio import SAMPLE_RATE, pad
 from asr.training import config, features
 
 _RNNS = {"rnn_tanh": nn.RNN, "rnn_relu": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+_PACKED_RNNS = {"rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu, "gru": torch.gru, "lstm": torch.lstm}
 _GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
 
 
@@ -66,6 +69,7 @@ class RecurrentLayer(nn.Module):
     def __init__(self, input_size: int, settings: config.Network) -> None:
         super().__init__()
         self.norm_kind = settings.norm
+        self.cell = settings.cell
         self.norm: nn.Module = {"layer": nn.LayerNorm, "batch": SequenceNorm, "none": nn.Identity}[settings.norm](
             input_size
         )
@@ -80,6 +84,18 @@ class RecurrentLayer(nn.Module):
         """x: (T, B, F); lengths: (B,) frames, or None where every frame is valid -> (T, B, size)."""
         x = self.norm(x, lengths) if self.norm_kind == "batch" else self.norm(x)
         return self._joined(x, lengths, self.directions[0](x)[0])
+
+    def packed(self, x: Tensor, batch_sizes: Tensor) -> Tensor:
+        """The same over packed sequences, in both directions at once: (sum of T, F) -> (sum of T, size)."""
+        x = self.norm.norm(x) if isinstance(self.norm, SequenceNorm) else self.norm(x)
+        directions: Any = self.directions
+        zeros = x.new_zeros(len(directions), int(batch_sizes[0]), directions[0].hidden_size)
+        state = (zeros, zeros) if self.cell == "lstm" else zeros
+        weights = [parameter for rnn in directions for parameter in rnn.parameters()]
+        run: Any = _PACKED_RNNS[self.cell]
+        y = run(x, batch_sizes, state, weights, True, 1, 0.0, self.training, len(directions) == 2)[0]
+        result: Tensor = self.dropout(self.projection(y))
+        return result
 
     def chunk(self, x: Tensor, lengths: Tensor | None, keep: int | Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """A part of an utterance, and context to the right of it that the backward direction sees as well.
@@ -118,14 +134,15 @@ class RecurrentLayer(nn.Module):
 class Network(nn.Module):
     """What is trained: normalised features -> log-probabilities.
 
-    forward: features (B, T, F), lengths (B,) frames or None for whole -> log_probs (B, T', V), lengths' (B,) or None.
+    forward: features (B, T, F), lengths (B,) frames or None for whole -> log_probs (B, T', V), lengths' (B,) or None;
+             lengths are on the host, for a GPU would have to be asked for them.
              T' = output_frames(T). Nothing is padded in time, so an utterance gets in a batch what it gets alone.
     source:  Graves, Mohamed & Hinton 2013, "Speech recognition with deep recurrent neural networks".
     """
 
     def __init__(self, n_features: int, n_tokens: int, settings: config.Network) -> None:
         super().__init__()
-        stages = {1: 0, 2: 1, 4: 2}[settings.subsampling]
+        stages = {1: 0, 2: 1, 4: 2, 8: 3}[settings.subsampling]
         if n_features < 2 ** (stages + 1) - 1:
             raise config.ConfigError(
                 f"network.subsampling: expected at least {2 ** (stages + 1) - 1} features for {settings.subsampling}x, "
@@ -157,20 +174,33 @@ class Network(nn.Module):
             for _ in range(self.stages):
                 lengths = torch.div(lengths - 3, 2, rounding_mode="floor") + 1
         x = self._subsampled(x)
+        if chunk is None and lengths is not None and x.is_cuda:
+            return self._log_probs(self._packed(x, lengths)), lengths
+        ends = None if lengths is None else lengths.to(x.device, non_blocking=True)
         if chunk is None:
             for layer in self.layers:
-                x = layer(x, lengths)
+                x = layer(x, ends)
             return self._log_probs(x), lengths
         part, context = chunk
         state = self.first_state(x.shape[1]).to(x)
         outputs = []
         for start in range(0, len(x), part):
             window = x[start : start + part + context]
-            left = None if lengths is None else (lengths - start).clamp(min=0, max=len(window))
+            left = None if ends is None else (ends - start).clamp(min=0, max=len(window))
             keep = min(part, len(window))
             log_probs, state = self.chunk(window, left, keep, state)
             outputs.append(log_probs[:, :keep])
         return torch.cat(outputs, dim=1), lengths
+
+    def _packed(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The layers over packed sequences, (T, B, F) -> (T, B, size): what a GPU is fastest at."""
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        data = packed.data
+        layer: Any
+        for layer in self.layers:
+            data = layer.packed(data, packed.batch_sizes)
+        order = packed.sorted_indices, packed.unsorted_indices
+        return pad_packed_sequence(PackedSequence(data, packed.batch_sizes, *order), total_length=len(x))[0]
 
     def chunk(self, x: Tensor, lengths: Tensor | None, keep: int | Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities (B, T, V) of a part with its context, subsampled (T, B, F); the state (L S, B, hidden) after it.
@@ -228,7 +258,7 @@ class AcousticModel(nn.Module):
     @property
     def receptive_field(self) -> int:
         """Samples that the convolutions see for one output frame (the recurrent layers see all)."""
-        feature_frames = 2 ** (self.network.stages + 1) - 1  # 3x3 kernels with stride 2: 1, 3, 7
+        feature_frames = 2 ** (self.network.stages + 1) - 1  # 3x3 kernels with stride 2: 1, 3, 7, 15
         return int(self.features.receptive_field() + (feature_frames - 1) * self.features.hop_length)
 
     @torch.no_grad()
@@ -244,6 +274,10 @@ class AcousticModel(nn.Module):
         mean = total / count
         self.mean.copy_(mean)
         self.std.copy_((squares / count - mean.square()).clamp(min=1e-8).sqrt())
+
+    def feature_frames(self, lengths: Sequence[int]) -> Tensor:
+        """How many frames of features waveforms of these lengths give, (B,), on the host."""
+        return torch.tensor([self.features.frames(length) for length in lengths])
 
     def normalised_features(self, waveform: Tensor) -> Tensor:
         """(B, N) -> (B, T, F), each feature with zero mean and unit variance over the training data."""

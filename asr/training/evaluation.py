@@ -1,0 +1,63 @@
+"""A model on a corpus: what it recognises, and its loss."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from asr import ctc, metrics
+from asr.tokens import BLANK, Tokens
+from asr.training import launch
+from asr.training.data import Batch, Corpus, Example
+from asr.training.model import AcousticModel
+
+
+def evaluate(
+    model: AcousticModel, tokens: Tokens, corpus: Corpus, fabric: Fabric | None = None
+) -> tuple[list[metrics.Scored], float]:
+    """Greedy transcripts in the corpus's order, and the loss in nats a token (without utterances too short for their text).
+
+    fabric: of a training: its processes share the work, all get the result, and its precision is used.
+    """
+    model.eval()
+    plan = corpus.in_order()
+    own = plan[fabric.global_rank :: fabric.world_size] if fabric else plan
+    scored: dict[int, metrics.Scored] = {}
+    loss_sum, token_sum = 0.0, 0
+    with torch.no_grad(), fabric.autocast() if fabric else nullcontext():
+        for items, batch in zip(own, corpus.batches(own, 0), strict=True):
+            waveforms, lengths = corpus.heard(batch, model.mean.device)
+            features = model.normalised_features(waveforms)
+            log_probs, frames = model.network(features, model.feature_frames(lengths))
+            losses = ctc_losses(log_probs, frames, batch).cpu()
+            finite = torch.isfinite(losses)
+            loss_sum += float(losses[finite].double().sum())
+            token_sum += int(batch.token_lengths[finite].sum())
+            for row, length, item in zip(log_probs.cpu().numpy(), frames.tolist(), items, strict=True):
+                scored[item.index] = _scored(corpus.examples[item.index], row[:length], tokens)
+    parts = launch.gather(fabric, (scored, loss_sum, token_sum)) if fabric else [(scored, loss_sum, token_sum)]
+    everything = {index: one for found, _, _ in parts for index, one in found.items()}
+    mean = sum(loss for _, loss, _ in parts) / max(1, sum(count for *_, count in parts))
+    return [everything[index] for index in range(len(everything))], mean
+
+
+def ctc_losses(log_probs: Tensor, frames: Tensor, batch: Batch) -> Tensor:
+    """CTC losses (B,) in nats. log_probs: (B, T, V); frames: (B,) on the host, as the network takes and gives them."""
+    return nn.functional.ctc_loss(
+        log_probs.transpose(0, 1),
+        batch.token_ids.to(log_probs.device, non_blocking=True),
+        frames,
+        batch.token_lengths,
+        blank=BLANK,
+        reduction="none",
+    )
+
+
+def _scored(example: Example, log_probs: np.ndarray, tokens: Tokens) -> metrics.Scored:
+    text = " ".join(tokens.decode(ctc.greedy(log_probs).token_ids).split())
+    utterance = example.utterance
+    return metrics.Scored(utterance.id, example.text, text, utterance.speaker, utterance.duration_s)

@@ -1,0 +1,163 @@
+"""Audio decoded once: the int16 samples of many utterances in a few large files, mapped into memory.
+
+Decoding FLAC or MP3 again in every epoch would starve a GPU. Mapped files cost no memory of their own, are shared by all
+processes of a machine, and are there at once for the next training. An hour is 115 MB.
+
+A shard is named after what it was made of: where a manifest or a recording changes, only its shards are decoded anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from asr import audio
+from asr.errors import AsrError
+from asr.manifest import Utterance
+
+_SHARD_S = 5 * 3600.0  # what a killed preparation loses at most; 576 MB
+_BYTES_PER_S = 2 * audio.SAMPLE_RATE
+_FULL_SCALE = 2**15
+
+
+class ShardError(AsrError):
+    """Decoded audio that cannot be written."""
+
+
+def decode(
+    utterances: Sequence[Utterance],
+    folder: Path,
+    *,
+    rank: int = 0,
+    processes: int = 1,
+    progress: Callable[[], None] = lambda: None,
+) -> list[np.ndarray | str]:
+    """For each utterance its samples, (N,) int16 in a mapped file, or in words why it cannot be read.
+
+    rank, processes: of those on this machine that want the same: each decodes its part, and waits for the others'.
+    progress: called after each utterance that this process decodes.
+    raises:   ShardError if the folder cannot be written, or has too little space.
+    """
+    groups = _grouped(utterances)
+    shards = [folder / f"{_key(group)}.json" for group in groups]
+    missing = [number for number, shard in enumerate(shards) if not _whole(shard)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_space(folder, [utterance for number in missing for utterance in groups[number]])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # soundfile and soxr release the GIL
+            for number in missing[rank::processes]:
+                _write(groups[number], shards[number], pool, progress)
+        for shard in shards:
+            while not _whole(shard):
+                time.sleep(0.1)
+        if rank == 0:
+            _remove_others(folder, shards)
+    except OSError as error:
+        raise ShardError(
+            f"{error.filename or folder}: decoded audio cannot be written: {error.strerror}; "
+            "set data.cache to a folder that can be written"
+        ) from None
+    return [piece for shard in shards for piece in _read(shard)]
+
+
+def _grouped(utterances: Sequence[Utterance]) -> list[list[Utterance]]:
+    groups: list[list[Utterance]] = []
+    length_s = _SHARD_S
+    for utterance in utterances:
+        if length_s >= _SHARD_S:
+            groups.append([])
+            length_s = 0.0
+        groups[-1].append(utterance)
+        length_s += utterance.duration_s
+    return groups
+
+
+def _key(utterances: Sequence[Utterance]) -> str:
+    digest = hashlib.sha256()
+    for utterance in utterances:
+        try:
+            status = utterance.audio.stat()
+            version = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]  # ctime: a file may become readable
+        except (OSError, ValueError):  # ValueError: a NUL in the name
+            version = []
+        name = os.path.abspath(utterance.audio)  # noqa: PTH100 (a symbolic link keeps its name)
+        digest.update(json.dumps([name, utterance.offset_s, utterance.duration_s, *version]).encode() + b"\n")
+    return digest.hexdigest()[:24]
+
+
+def _check_space(folder: Path, utterances: Sequence[Utterance]) -> None:
+    needed = sum(utterance.duration_s for utterance in utterances) * _BYTES_PER_S
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ShardError(
+            f"{folder}: expected {needed / 2**30:.1f} GB of free space for decoded audio, got {free / 2**30:.1f} GB; "
+            "free some, or set data.cache to a folder elsewhere"
+        )
+
+
+def _whole(shard: Path) -> bool:
+    try:
+        lengths = json.loads(shard.read_text(encoding="utf-8"))["lengths"]
+        return shard.with_suffix(".int16").stat().st_size == 2 * int(sum(lengths))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write(group: Sequence[Utterance], shard: Path, pool: ThreadPoolExecutor, progress: Callable[[], None]) -> None:
+    lengths, errors = [], {}
+    mine = secrets.token_hex(4)  # several machines may be at the same shard of a shared disk
+    samples_part, index_part = (shard.with_suffix(f".{mine}.{kind}.part") for kind in ("int16", "json"))
+    try:
+        with samples_part.open("wb") as file:
+            for number, piece in enumerate(pool.map(_decoded, group)):
+                if isinstance(piece, str):
+                    errors[str(number)] = piece
+                    piece = np.empty(0, np.int16)
+                file.write(piece.tobytes())
+                lengths.append(len(piece))
+                progress()
+        index_part.write_text(json.dumps({"lengths": lengths, "errors": errors}), encoding="utf-8")
+        samples_part.replace(shard.with_suffix(".int16"))
+        index_part.replace(shard)  # last: it says that the shard is whole
+    finally:
+        samples_part.unlink(missing_ok=True)
+        index_part.unlink(missing_ok=True)
+
+
+def _decoded(utterance: Utterance) -> np.ndarray | str:
+    try:
+        waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
+    except audio.AudioError as error:
+        return str(error)
+    return np.asarray(
+        np.rint(waveform * _FULL_SCALE).clip(-_FULL_SCALE, _FULL_SCALE - 1), np.int16
+    )  # exact for 16 bits
+
+
+def _read(shard: Path) -> list[np.ndarray | str]:
+    index = json.loads(shard.read_text(encoding="utf-8"))
+    ends = np.cumsum(index["lengths"])
+    samples = np.empty(0, np.int16)
+    if ends[-1]:
+        samples = np.asarray(np.memmap(shard.with_suffix(".int16"), np.int16, "r"))
+    pieces: list[np.ndarray | str] = list(np.split(samples, ends[:-1]))
+    for number, reason in index["errors"].items():
+        pieces[int(number)] = reason
+    return pieces
+
+
+def _remove_others(folder: Path, shards: Sequence[Path]) -> None:
+    """Delete what the manifest was before. A training that still has it mapped keeps it until it ends."""
+    kept = {shard.stem for shard in shards}
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".int16") and path.stem not in kept:
+            path.unlink(missing_ok=True)
