@@ -19,7 +19,8 @@ from asr.text import normaliser
 from asr.tokens import TokenError, Tokens, min_frames
 from asr.training import augment, config, shards
 
-_AHEAD = 4  # batches loaded before they are needed
+_AHEAD = 8  # batches loaded before they are needed
+_LOADERS = 4  # threads: where the shards do not fit into memory, they wait for the disk
 _INT16 = 2**15  # full scale
 _PLAN = 2**31  # the stream of random numbers that plans an epoch; utterance numbers stay below
 
@@ -286,8 +287,8 @@ class Corpus:
         return nn.functional.pad(waveforms, (left, width - left - waveforms.shape[1])), padded
 
     def batches(self, plan: Sequence[Sequence[Item]], epoch: int) -> Iterator[Batch]:
-        """The plan's batches in order, loaded by a thread ahead of their use (NumPy, soxr and soundfile release the GIL)."""
-        with ThreadPoolExecutor(1) as pool:
+        """The plan's batches in order, loaded by threads ahead of their use (copying releases the GIL)."""
+        with ThreadPoolExecutor(_LOADERS) as pool:
             waiting: deque[Future[Batch]] = deque()
             try:
                 for items in plan:

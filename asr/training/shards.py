@@ -8,11 +8,13 @@ A shard is named after what it was made of: where a manifest or a recording chan
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +68,14 @@ def decode(
             f"{error.filename or folder}: decoded audio cannot be written: {error.strerror}; "
             "set data.cache to a folder that can be written"
         ) from None
-    return [piece for shard in shards for piece in _read(shard)]
+    try:
+        _allow_open_files()
+        return [piece for shard in shards for piece in _read(shard)]
+    except OSError as error:
+        raise ShardError(
+            f"{error.filename or folder}: decoded audio cannot be read: {error.strerror}; of too many open files: "
+            f"raise their limit (ulimit -n) above the {len(shards)} shards"
+        ) from None
 
 
 def _grouped(utterances: Sequence[Utterance]) -> list[list[Utterance]]:
@@ -153,6 +162,16 @@ def _read(shard: Path) -> list[np.ndarray | str]:
     for number, reason in index["errors"].items():
         pieces[int(number)] = reason
     return pieces
+
+
+def _allow_open_files() -> None:
+    """As many as the system allows: each shard stays open, and the usual 1024 would end at 5000 hours."""
+    if sys.platform != "win32":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError):  # macOS names no limit, and has one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _remove_others(folder: Path, shards: Sequence[Path]) -> None:
