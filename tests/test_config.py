@@ -160,7 +160,7 @@ def test_settings_cannot_be_changed_by_accident() -> None:
             {"augment": {"spec_augment": {"freq_mask": 1}}},
             "here: unknown setting 'augment.spec_augment.freq_mask': did you mean 'freq_masks'?",
         ),
-        ({"batch": {"zebra": 1}}, "here: unknown setting 'batch.zebra': known: seconds, max_utterances"),
+        ({"batch": {"zebra": 1}}, "here: unknown setting 'batch.zebra': known: seconds, max_utterances, accumulate"),
     ],
 )
 def test_unknown_settings_name_the_nearest(sections: dict[str, Any], message: str) -> None:
