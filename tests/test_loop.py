@@ -365,7 +365,9 @@ def test_init_copies_what_fits_and_lists_the_rest(
     tree["data"]["alphabet"] += "xyz"
     train(config.parse(tree, "test"), tmp_path / "other", console=console)
     said = console.file.getvalue()
-    assert "16 of 18 tensors fit; in part: network.output.1.weight (62%), network.output.1.bias (62%); new tokens" in said
+    assert (
+        "16 of 18 tensors fit; in part: network.output.1.weight (62%), network.output.1.bias (62%); new tokens" in said
+    )
     assert "new tokens: 'x', 'y', 'z'" in said
 
 

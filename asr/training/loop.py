@@ -99,7 +99,9 @@ def train(
         console = Console(quiet=True)
     fabric.barrier()
     if not (run / "config.yaml").exists():
-        raise TrainingError(f"{run}: expected a run folder that all machines of the training see, got one of its own here")
+        raise TrainingError(
+            f"{run}: expected a run folder that all machines of the training see, got one of its own here"
+        )
 
     last = run / "last.safetensors"
     resumed = resume and last.exists()
