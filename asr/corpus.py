@@ -32,7 +32,7 @@ class CorpusError(AsrError):
 
 
 class Recording(NamedTuple):
-    """A file and what is said in it."""
+    """A file and what is said in it; one without a text is left out, and listed."""
 
     audio: Path
     text: str
@@ -187,7 +187,9 @@ def _read(read: Callable[[Path, argparse.Namespace], Splits], corpus: Path, argu
 
 def _write(splits: Splits, out: Path, jobs: int) -> None:
     """Manifests, the list of what was skipped, and what to say of both."""
-    durations, reasons = _measured([each for split in splits.values() for each in split], out, jobs)
+    everything = [each for split in splits.values() for each in split]
+    durations, reasons = _measured([each for each in everything if each.text.strip()], out, jobs)
+    reasons |= {each.audio: "has no text" for each in everything if not each.text.strip()}
     if not durations:
         first = next(iter(reasons.items()), None)
         why = f"; the first: {first[1]}" if first else ""
@@ -197,11 +199,14 @@ def _write(splits: Splits, out: Path, jobs: int) -> None:
         utterances = [
             Utterance(each.audio, durations[each.audio], each.text, speaker=each.speaker)
             for each in recordings
-            if each.audio in durations
+            if each.audio in durations and each.text.strip()
         ]
         if not utterances:
-            print(f"{path}: not written, none of its {len(recordings)} recordings can be read", file=sys.stderr)
             path.unlink(missing_ok=True)
+            unwritten = f"{path}: not written, none of its {len(recordings)} recordings can be used"
+            if name == "train":
+                raise CorpusError(unwritten + "".join(f"; the first: {why}" for why in list(reasons.values())[:1]))
+            print(unwritten, file=sys.stderr)
             continue
         manifest.write(path, utterances)
         hours = sum(utterance.duration_s for utterance in utterances) / 3600
@@ -210,7 +215,7 @@ def _write(splits: Splits, out: Path, jobs: int) -> None:
     rows = [{"audio_filepath": str(path), "reason": reason} for path, reason in reasons.items()]
     if rows:
         _replace(skipped, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        print(f"{len(rows)} recordings cannot be read and were left out: see {skipped}", file=sys.stderr)
+        print(f"{len(rows)} recordings cannot be used and were left out: see {skipped}", file=sys.stderr)
     else:
         skipped.unlink(missing_ok=True)
 

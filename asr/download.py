@@ -180,7 +180,8 @@ def _transfer(url: str, part: Path, start: int, version: str | None, max_bytes: 
     except (http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
         raise _CutError(str(error) or type(error).__name__, version) from None
     except urllib.error.URLError as error:
-        if isinstance(error.reason, (TimeoutError, ConnectionError)):
+        refused = isinstance(error.reason, ConnectionRefusedError)  # nobody is there, and waiting would not help
+        if isinstance(error.reason, (TimeoutError, ConnectionError)) and not refused:
             raise _CutError(str(error.reason), version) from None
         raise _RefusedError(str(error.reason)) from None
 

@@ -28,7 +28,7 @@ def server() -> Iterator[mirror.Mirror]:
         yield one
 
 
-@pytest.mark.parametrize("checksum", [SHA256, MD5])
+@pytest.mark.parametrize("checksum", [SHA256, MD5], ids=["sha256", "md5"])
 def test_a_file_is_downloaded_once(server: mirror.Mirror, tmp_path: Path, checksum: str) -> None:
     for _ in range(2):
         fetch([server.url + "/a.tar"], tmp_path / "new/a.tar", checksum)

@@ -318,6 +318,13 @@ def test_common_voice_in_any_language(tmp_path: Path) -> None:
     assert set(letters(train[0].text)) <= set(read_back.alphabet)
 
 
+def test_common_voice_takes_no_other_language(tmp_path: Path) -> None:
+    folder = common_voice(tmp_path / "cv", "en", {"train": ["Yes."], "dev": ["No."], "test": ["A b."]})
+    done = prepare("common_voice", folder, tmp_path / "out", "--language", "de")
+    assert done.returncode == 1
+    assert "expected a folder de/, got en; see --language" in done.stderr
+
+
 def test_common_voice_as_it_is_downloaded_by_hand(tmp_path: Path) -> None:
     common_voice(
         tmp_path / "packed/cv-corpus-17.0-2024-03-15", "en", {"train": ["Yes."], "dev": ["No."], "test": ["A b."]}
@@ -556,7 +563,7 @@ def test_recordings_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
     done = prepare("ljspeech", folder, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert len(read(tmp_path / "out", "train")[0]) == 70
-    assert "2 recordings cannot be read and were left out" in done.stderr
+    assert "2 recordings cannot be used and were left out" in done.stderr
     skipped = [json.loads(line) for line in (tmp_path / "out/skipped.jsonl").read_text().splitlines()]
     assert [Path(row["audio_filepath"]).stem for row in skipped] == ["LJ001-0001", "LJ001-0002"]
     assert "No such file" in skipped[1]["reason"]
@@ -673,7 +680,7 @@ def test_a_new_recipe_runs_right_away(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     train, dev, test = read(recipe / "data", "train", "dev", "test")
     assert (len(train), len(dev), len(test)) == (36, 2, 2)
-    assert dev[0].text == "number 0\n"
+    assert dev[0].text == "number 0"
     with (texts / "transcripts.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["audio", "text", "speaker"])
@@ -685,9 +692,30 @@ def test_a_new_recipe_runs_right_away(tmp_path: Path) -> None:
     assert sum(map(len, parts)) == 40
     (texts / "transcripts.csv").unlink()
     (texts / "day0/00.txt").unlink()
+    (texts / "day0/02.txt").write_text(" \n")
+    done = prepare(recipe, texts)
+    assert done.returncode == 0
+    assert "2 recordings cannot be used and were left out" in done.stderr
+    skipped = [json.loads(line) for line in (recipe / "data/skipped.jsonl").read_text().splitlines()]
+    assert {(Path(row["audio_filepath"]).name, row["reason"]) for row in skipped} == {
+        ("00.flac", "has no text"),
+        ("02.flac", "has no text"),
+    }
+    (texts / "transcripts.csv").write_text("file;words\n00.flac;a\n")
     done = prepare(recipe, texts)
     assert done.returncode == 1
-    assert "00.flac" in done.stderr
+    assert "expected the columns audio and text, parted by commas, got ['file;words']" in done.stderr
+
+
+def test_without_a_training_set_it_fails(tmp_path: Path) -> None:
+    new_recipe(tmp_path, "harbour")
+    sound(tmp_path / "corpus" / "a.flac", 0.2)
+    sound(tmp_path / "corpus" / "b.flac", 0.2)
+    rows = "audio,text,speaker\na.flac,yes,a\nb.flac,no,b\nc.flac,what,c\n"
+    (tmp_path / "corpus" / "transcripts.csv").write_text(rows)
+    done = prepare(tmp_path / "harbour", tmp_path / "corpus")
+    assert done.returncode == 1
+    assert "train.jsonl: not written, none of its 1 recordings can be used; the first: " in done.stderr
 
 
 def test_a_new_recipe_never_replaces_one(tmp_path: Path) -> None:

@@ -94,8 +94,11 @@ def test_a_wider_layer_takes_each_gates_block(started: Start, cell: str, gates: 
 
 
 def test_a_narrower_layer_takes_the_first_units(started: Start) -> None:
-    donor, _, model, _ = started({"hidden": 6}, {"hidden": 4})
+    donor, _, model, said = started({"hidden": 6}, {"hidden": 4})
+    assert "cut to the first of their units: " in said
     name = "network.layers.0.directions.0.weight_hh_l0"
+    assert name in said
+    assert f"{len(model)} of {len(model)} tensors fit" not in said
     assert torch.equal(model[name].view(4, 4, 4), donor[name].view(4, 6, 6)[:, :4, :4])
 
 

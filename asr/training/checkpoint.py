@@ -72,6 +72,10 @@ def load_model(path: Path) -> tuple[AcousticModel, config.Config, Tokens, dict[s
         path = path / "model.safetensors"
         if not path.exists():
             raise CheckpointError(f"{path.parent}: holds no finished model; finish its training with --resume first")
+    if path.suffix == ".onnx":
+        raise CheckpointError(
+            f"{path}: an ONNX file has no weights to train; give the run folder that it was exported from"
+        )
     tensors, state = load(path)
     settings, tokens = _origin(state, path)
     model = AcousticModel(settings, len(tokens))

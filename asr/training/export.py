@@ -50,7 +50,7 @@ def export(run: Path, out: Path, *, name: str | None = None, int8: bool = False,
             more than 1e-4.
     """
     if out.exists() and not overwrite:
-        raise ExportError(f"{out}: the file exists already; remove it, or ask to overwrite it")
+        raise ExportError(f"{out}: the file exists already; remove it, or give --overwrite")
     model, settings, tokens, state = checkpoint.load_model(run)
     waveform = torch.zeros(1, model.receptive_field + 50 * model.frame_shift)
     example = (waveform, torch.tensor(40), model.network.first_state(1))

@@ -627,7 +627,7 @@ def _prepare_folder(run: Path, settings: config.Config, resume: bool) -> None:
         if changed:
             raise TrainingError(
                 f"{run}: expected the settings that this training began with, but these differ: {', '.join(changed)}; "
-                "put them back, or start a new training in another --run folder"
+                f"put them back, or start a new training in another --run folder, with init={run} from these weights"
             )
         return
     try:
@@ -706,7 +706,7 @@ def _not_finite(what: str, ids: Sequence[str], step: int) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Within it, the first Ctrl-C (or SIGTERM) only asks to stop after the step; the second stops at once."""
+    """Within it, the first Ctrl-C, SIGTERM or SIGHUP (a lost terminal) asks to stop after the step; the second stops now."""
     asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -716,7 +716,10 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         asked = True
 
     try:
-        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        # What is ignored stays so: nohup means to outlive its terminal.
+        numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        old = {number: signal.signal(number, ask) for number in numbers}
     except ValueError:  # not in the main thread: signals stay as they are
         old = {}
     try:

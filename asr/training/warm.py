@@ -51,8 +51,10 @@ def start(model: AcousticModel, settings: config.Config, tokens: Tokens, console
         name: _copy(value, meanings[name], given[name], given_meanings[name]) if name in given else 0.0
         for name, value in own.items()
     }
+    cut = [name for name in own if name in given and shares[name] == 1 and given[name].numel() > own[name].numel()]
     notes = {
         "in part": [f"{name} ({share:.0%})" for name, share in shares.items() if 0 < share < 1],
+        "cut to the first of their units": cut,
         "drawn anew": [name for name, share in shares.items() if not share and name not in ("mean", "std")],
         "fitted anew": [] if same_features else ["mean", "std"],
         "left out": [name for name in given if name not in own],
@@ -60,7 +62,7 @@ def start(model: AcousticModel, settings: config.Config, tokens: Tokens, console
         "tokens left out": _missing(donor_tokens, tokens),
     }
     said = "".join(f"; {note}: {', '.join(names)}" for note, names in notes.items() if names)
-    whole = sum(share == 1 for share in shares.values())
+    whole = sum(share == 1 for share in shares.values()) - len(cut)
     console.print(
         f"started from {settings.init}: {whole} of {len(own)} tensors fit{said}",
         soft_wrap=True,

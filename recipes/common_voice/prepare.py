@@ -5,8 +5,7 @@
 
 It cannot be downloaded from here: get the archive of your language from the page of Mozilla Common Voice, which asks for
 an address and your consent, and name it or the unpacked folder. The splits are the official ones, whose speakers differ.
-For other languages than English, the alphabet is what the training texts are written with; the command to train with it
-is printed. Ardila et al. 2020, "Common Voice: A Massively-Multilingual Speech Corpus". CC0.
+Of other languages, the command to train with their alphabet is printed. CC0. Ardila et al. 2020, "Common Voice".
 """
 
 import argparse
@@ -32,6 +31,11 @@ def recordings(folder: Path, split: str) -> list[Recording]:
 
 
 def read(folder: Path, arguments: argparse.Namespace) -> Splits:
+    languages = sorted({path.parent.name for depth in ("*", "*/*") for path in folder.glob(f"{depth}/train.tsv")})
+    if languages and arguments.language not in languages:
+        raise CorpusError(
+            f"{folder}: expected a folder {arguments.language}/, got {', '.join(languages)}; see --language"
+        )
     folder = corpus.find(folder, f"{arguments.language}/train.tsv", "train.tsv").parent
     missing = [name for name in ("dev.tsv", "test.tsv", "clips") if not (folder / name).exists()]
     if missing:
