@@ -216,6 +216,12 @@ def test_packed_layers_give_what_padded_ones_give(
         torch.testing.assert_close(left, right)
 
 
+def test_lengths_may_be_plain_numbers() -> None:
+    net, x = network().eval(), torch.randn(3, 40, N_FEATURES)
+    for got, expected in zip(net(x, [40, 22, 31]), net(x, torch.tensor([40, 22, 31])), strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_log_probs_are_normalised() -> None:
     log_probs, _ = network()(*ragged([30, 20]))
     assert log_probs.dtype == torch.float32

@@ -320,7 +320,7 @@ class _Session:
                 if self.state.spec_augment and self.settings.augment.spec_augment:
                     features = augment.spec_augment(features, self.settings.augment.spec_augment)
         with self.profile.part("network"):
-            log_probs, frames = self.network(features, self.model.feature_frames(lengths), self._chunk())
+            log_probs, frames = self.network(features, self.model.feature_frames(lengths).tolist(), self._chunk())
         with self.profile.part("CTC"):
             return ctc_losses(log_probs, frames, batch)
 

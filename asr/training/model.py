@@ -135,7 +135,8 @@ class Network(nn.Module):
     """What is trained: normalised features -> log-probabilities.
 
     forward: features (B, T, F), lengths (B,) frames or None for whole -> log_probs (B, T', V), lengths' (B,) or None;
-             lengths are on the host, for a GPU would have to be asked for them.
+             lengths are taken and given on the host, for a GPU would have to be asked for them; as plain numbers they stay
+             there, where DistributedDataParallel moves tensors to its GPU.
              T' = output_frames(T). Nothing is padded in time, so an utterance gets in a batch what it gets alone.
     source:  Graves, Mohamed & Hinton 2013, "Speech recognition with deep recurrent neural networks".
     """
@@ -167,10 +168,11 @@ class Network(nn.Module):
         return max(0, _after_convs(n_frames, self.stages))
 
     def forward(
-        self, x: Tensor, lengths: Tensor | None = None, chunk: tuple[int, int] | None = None
+        self, x: Tensor, lengths: Tensor | Sequence[int] | None = None, chunk: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """chunk: output frames of each part and of the context to its right, as a stream hears them; None for the whole."""
         if lengths is not None:
+            lengths = torch.as_tensor(lengths, device="cpu")
             for _ in range(self.stages):
                 lengths = torch.div(lengths - 3, 2, rounding_mode="floor") + 1
         x = self._subsampled(x)
