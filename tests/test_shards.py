@@ -1,6 +1,7 @@
 import json
 import os
 import threading
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -141,6 +142,39 @@ def test_processes_share_the_work_and_all_get_everything(tmp_path: Path) -> None
         check(got[rank])
     assert sum(counts) == 6
     assert min(counts) > 0
+
+
+@pytest.mark.usefixtures("small")
+def test_a_process_that_starts_late_does_its_part_all_the_same(tmp_path: Path) -> None:
+    """When what the others have done is no longer missing."""
+    chosen, cache = utterances(tmp_path), tmp_path / "cache"
+    counts = [0, 0]
+    first: list[np.ndarray | str] = []
+
+    def count(rank: int) -> None:
+        counts[rank] += 1
+
+    def work() -> None:
+        first.extend(decode(chosen, cache, rank=0, processes=2, progress=lambda: count(0)))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while len(list(cache.glob("*.json"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    other = threading.Thread(
+        target=decode,
+        args=(chosen, cache),
+        kwargs={"rank": 1, "processes": 2, "progress": lambda: count(1)},
+        daemon=True,
+    )
+    other.start()
+    for each in (thread, other):
+        each.join(60)
+        assert not each.is_alive()
+    check(first)
+    assert counts == [4, 2]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from asr.manifest import Utterance
 
 _SHARD_S = 5 * 3600.0  # what a killed preparation loses at most; 576 MB
 _BYTES_PER_S = 2 * audio.SAMPLE_RATE
-_FULL_SCALE = 2**15
+FULL_SCALE = 2**15
 
 
 class ShardError(AsrError):
@@ -56,10 +56,12 @@ def decode(
         folder.mkdir(parents=True, exist_ok=True)
         _check_space(folder, [utterance for number in missing for utterance in groups[number]])
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # soundfile and soxr release the GIL
-            for number in missing[rank::processes]:
-                _write(groups[number], shards[number], pool, progress)
-        for shard in shards:
-            while not _whole(shard):
+            for number in missing:
+                # By its number, not its place among the missing ones: of those, a process that starts later finds fewer.
+                if number % processes == rank:
+                    _write(groups[number], shards[number], pool, progress)
+        for number in missing:
+            while not _whole(shards[number]):
                 time.sleep(0.1)
         if rank == 0:
             _remove_others(folder, shards)
@@ -147,9 +149,7 @@ def _decoded(utterance: Utterance) -> np.ndarray | str:
         waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
     except audio.AudioError as error:
         return str(error)
-    return np.asarray(
-        np.rint(waveform * _FULL_SCALE).clip(-_FULL_SCALE, _FULL_SCALE - 1), np.int16
-    )  # exact for 16 bits
+    return np.asarray(np.rint(waveform * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1), np.int16)  # exact for 16 bits
 
 
 def _read(shard: Path) -> list[np.ndarray | str]:
