@@ -234,10 +234,14 @@ def pad(waveform: np.ndarray, receptive_field: int, frame_shift: int) -> np.ndar
 
     receptive_field, frame_shift: samples. Frame t is then centred on samples [t * frame_shift, (t + 1) * frame_shift).
     """
-    frames = -(-len(waveform) // frame_shift)
+    return np.pad(waveform, padding(len(waveform), receptive_field, frame_shift))
+
+
+def padding(samples: int, receptive_field: int, frame_shift: int) -> tuple[int, int]:
+    """How many zeros `pad` puts before and after so many samples; those before are the same for any number."""
+    frames = -(-samples // frame_shift)
     left = (receptive_field - frame_shift) // 2
-    right = receptive_field + (frames - 1) * frame_shift - len(waveform) - left
-    return np.pad(waveform, (left, right))
+    return left, receptive_field + (frames - 1) * frame_shift - samples - left
 
 
 def _check_finite(waveform: np.ndarray, source: str) -> None:

@@ -13,7 +13,8 @@ from asr.errors import AsrError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from asr.interchange import Corpus, Skipped
+    from asr.interchange import Corpus
+    from asr.manifest import Skipped
 
 app = typer.Typer(help="Corpora of other toolkits as manifests.", no_args_is_help=True)
 

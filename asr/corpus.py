@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from asr import archive, audio, download, manifest
+from asr import archive, audio, download, manifest, terminal
 from asr.errors import AsrError
 from asr.manifest import Utterance
 
@@ -156,7 +156,7 @@ def _obtained(arguments: argparse.Namespace, archives: Sequence[Archive]) -> Pat
         how = " or --download" if hasattr(arguments, "download") else ""
         raise CorpusError(f"expected the corpus' folder{how}; --help says more")
     corpus = corpus or arguments.out / "corpus"
-    with _progress("bytes") as progress:
+    with _bytes_progress() as progress:
         for one in archives if downloads else ():
             folder = corpus / one.name.split(".tar")[0].removesuffix(".zip")
             if not folder.exists():  # once unpacked, the archive may go
@@ -243,7 +243,7 @@ def _measured(recordings: Sequence[Recording], out: Path, jobs: int) -> tuple[di
         except OSError as error:
             return [], f"{path}: {error.strerror or error}"
 
-    with ThreadPoolExecutor(max(1, jobs)) as pool, _progress("count") as progress:
+    with ThreadPoolExecutor(max(1, jobs)) as pool, terminal.progress(terminal.stderr(False)) as progress:
         task = progress.add_task("reading durations", total=len(paths))
         try:
             for start in range(0, len(paths), _AT_ONCE):
@@ -272,21 +272,16 @@ def _replace(path: Path, text: str) -> None:
         raise CorpusError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def _progress(of: str) -> Progress:
-    """A bar on stderr, of bytes or of a count; none where stderr is a file."""
+def _bytes_progress() -> Progress:
+    """A bar on stderr for bytes; none where stderr is a file."""
     from rich import progress
-    from rich.console import Console
 
-    console = Console(stderr=True)
-    amounts: list[progress.ProgressColumn] = (
-        [progress.DownloadColumn(), progress.TransferSpeedColumn()]
-        if of == "bytes"
-        else [progress.MofNCompleteColumn()]
-    )
+    console = terminal.stderr(False)
     return progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
-        *amounts,
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
         console=console,
         transient=True,

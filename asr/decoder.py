@@ -92,7 +92,7 @@ class Decoder:
         """The hypotheses, best first, with those of one text in other pieces added to the best of them."""
         of_text: dict[str, list[ctc.Hypothesis]] = {}
         for one in found:
-            of_text.setdefault(self._text(one), []).append(one)
+            of_text.setdefault(self.tokens.text(one.token_ids), []).append(one)
         merged = [
             ctc.Hypothesis(
                 same[0].token_ids,
@@ -117,11 +117,8 @@ class Decoder:
         """The n_best different texts of hypotheses, each with its score; words are parted by single spaces."""
         texts: dict[str, float] = {}
         for hypothesis in found:
-            texts.setdefault(self._text(hypothesis), hypothesis.score)
+            texts.setdefault(self.tokens.text(hypothesis.token_ids), hypothesis.score)
         return tuple(islice(texts.items(), n_best))
-
-    def _text(self, hypothesis: ctc.Hypothesis) -> str:
-        return " ".join(self.tokens.decode(hypothesis.token_ids).split())
 
     def words(
         self, found: Sequence[ctc.Hypothesis], log_probs: np.ndarray, frame_shift_s: float, offset_s: float = 0.0

@@ -11,7 +11,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from asr import audio
+from asr import audio, threads
 from asr.errors import AsrError
 from asr.manifest import Utterance
 from asr.tokens import Tokens, min_frames
@@ -156,7 +155,9 @@ def check(
     contents: dict[bytes, Utterance] = {}
     lengths: list[tuple[str, float]] = []
     speeds: list[tuple[str, float]] = []
-    for utterance, measured in zip(utterances, _measure_all(utterances, progress), strict=True):
+    for utterance, measured in zip(
+        utterances, threads.each(_measure, utterances, progress, "reading audio"), strict=True
+    ):
         faults: list[tuple[Literal["error", "warning"], str, str]] = []
 
         place = os.path.abspath(utterance.audio), round(utterance.offset_s, 3)  # noqa: PTH100
@@ -299,22 +300,6 @@ def _measure(utterance: Utterance) -> _Measured | _Fault:
         clipped=float(np.mean(np.abs(waveform) >= FULL_SCALE)),
         digest=hashlib.blake2b(np.ascontiguousarray(waveform).data, digest_size=16).digest(),
     )
-
-
-def _measure_all(utterances: Sequence[Utterance], progress: Progress | None) -> list[_Measured | _Fault]:
-    """`_measure` of each, in threads: soundfile decodes without holding the interpreter's lock."""
-    task = None if progress is None else progress.add_task("reading audio", total=len(utterances))
-    results = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        try:
-            for result in pool.map(_measure, utterances):
-                results.append(result)
-                if progress is not None and task is not None:
-                    progress.advance(task)
-        except BaseException:  # Ctrl-C must not wait for all the files still queued
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return results
 
 
 def _check_bytes(manifest: Path) -> list[Finding]:

@@ -19,15 +19,14 @@ import shlex
 import zlib
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from asr import audio
+from asr import audio, threads
 from asr.errors import AsrError
-from asr.manifest import Utterance
+from asr.manifest import Skipped, Utterance
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -80,14 +79,6 @@ class Entry:
     channels: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """An utterance that cannot be used."""
-
-    id: str
-    reason: str
-
-
 @dataclass
 class Corpus:
     """What a reader found. untranscribed: recordings or cuts that hold no utterance, which is no fault."""
@@ -103,18 +94,7 @@ def probe(paths: Iterable[Path], progress: Progress | None = None) -> dict[Path,
     progress: a Rich progress display to add a bar to.
     """
     files = list(dict.fromkeys(paths))
-    task = None if progress is None else progress.add_task("looking at audio", total=len(files))
-    found: dict[Path, audio.AudioInfo | AsrError] = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        try:
-            for path, info in zip(files, pool.map(_info, files), strict=True):
-                found[path] = info
-                if progress is not None and task is not None:
-                    progress.advance(task)
-        except BaseException:  # Ctrl-C must not wait for all the files still queued
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return found
+    return dict(zip(files, threads.each(_info, files, progress, "looking at audio"), strict=True))
 
 
 def fit(

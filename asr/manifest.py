@@ -41,6 +41,14 @@ class Utterance:
         return f"{self.audio.stem}@{self.offset_s:.2f}" if self.offset_s else self.audio.stem
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An utterance that is left out, and why."""
+
+    id: str
+    reason: str
+
+
 def read(path: str | Path) -> list[Utterance]:
     """The utterances of a manifest, in its order; that the audio exists is not checked here (see `asr.doctor`).
 

@@ -77,7 +77,7 @@ class Network:
         self.frame_shift: int = self.card["frame_shift"]
         self.frame_shift_s = self.frame_shift / audio.SAMPLE_RATE
         self.receptive_field: int = self.card["receptive_field"]
-        self.left = (self.receptive_field - self.frame_shift) // 2
+        self.left = audio.padding(0, self.receptive_field, self.frame_shift)[0]
         self.bidirectional = bool(self.card.get("bidirectional", True))
         shapes = {one.name: one.shape for one in self._session.get_inputs()}
         self.can_stream = "state" in shapes

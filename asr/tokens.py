@@ -142,6 +142,10 @@ class Tokens:
             raise TokenError(f"expected token ids from 0 to {len(self.symbols) - 1}, got {wrong[:5]}")
         return "".join(self.symbols[token_id] for token_id in token_ids if token_id != BLANK)
 
+    def text(self, token_ids: Iterable[int]) -> str:
+        """As `decode`, with single spaces between words and none around them."""
+        return " ".join(self.decode(token_ids).split())
+
 
 def min_frames(token_ids: Sequence[int]) -> int:
     """The fewest frames in which CTC can emit these tokens: one each, and a blank between equal neighbours."""

@@ -515,7 +515,7 @@ def script(monkeypatch: pytest.MonkeyPatch, no_plots: None) -> Callable[..., Non
             return [Scored(str(state), "a b", "a b")], losses[min(call, len(losses) - 1)]
 
         monkeypatch.setattr(loop._Session, "evaluate", evaluate)
-        monkeypatch.setattr(loop, "_rates", lambda scored: (float(scored[0].id), float(scored[0].id)))
+        monkeypatch.setattr(loop, "rates", lambda scored: (float(scored[0].id), float(scored[0].id)))
 
     return follow
 

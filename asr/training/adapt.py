@@ -20,7 +20,7 @@ from rich.console import Console
 from asr import manifest, metrics
 from asr.errors import AsrError
 from asr.manifest import Utterance
-from asr.training import checkpoint, config, evaluation, loop
+from asr.training import checkpoint, config, evaluation, launch, loop
 from asr.training.data import Corpus
 
 LEAST = 10  # utterances that can be split
@@ -102,7 +102,7 @@ def adapt(
         for name, utterances in parts.items():
             manifest.write(paths[name], utterances)
 
-    on = torch.device("cuda" if torch.cuda.is_available() and device != "cpu" else "cpu")
+    on = launch.pick_device(device)
     if threads:
         torch.set_num_threads(threads)
     before = {"held out": _measured(model, paths["held_out"], on, console)}
@@ -195,9 +195,7 @@ def _measured(
                 f"{recordings}: none of {len(corpus.skipped)} utterances can be used; the first, {first.id}: {first.reason}"
             )
         scored, loss = evaluation.evaluate(model.to(device), tokens, corpus)
-    references, hypotheses = [one.reference for one in scored], [one.hypothesis for one in scored]
-    wer = metrics.word_errors(references, hypotheses).rate
-    return scored, Errors(wer, metrics.character_errors(references, hypotheses).rate, loss)
+    return scored, Errors(*evaluation.rates(scored), loss)
 
 
 def _words(scored: Sequence[metrics.Scored]) -> int:

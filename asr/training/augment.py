@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -92,13 +93,19 @@ def _change_speed(waveforms: Tensor, lengths: Sequence[int], speeds: Sequence[fl
 
 def _equalise(waveforms: Tensor, octaves_db: Sequence[tuple[float, ...]]) -> Tensor:
     size = -(-waveforms.shape[1] // _FFT_MULTIPLE) * _FFT_MULTIPLE
-    frequencies = np.fft.rfftfreq(size, 1 / audio.SAMPLE_RATE)
     # Between two octaves the gain is a weighted mean of theirs: one matrix product makes the curves of all utterances.
-    weights = np.stack([np.interp(frequencies, _OCTAVES, one) for one in np.eye(len(_OCTAVES))])
-    gains_db = _tensor(octaves_db, waveforms) @ torch.from_numpy(weights.astype(np.float32)).to(waveforms.device)
+    gains_db = _tensor(octaves_db, waveforms) @ _octave_weights(size).to(waveforms.device)
     spectrum = torch.fft.rfft(waveforms, size) * torch.exp(gains_db * (math.log(10) / 20))
     equalised: Tensor = torch.fft.irfft(spectrum, size)[:, : waveforms.shape[1]]
     return equalised
+
+
+@lru_cache(maxsize=64)  # there are few sizes: multiples of _FFT_MULTIPLE
+def _octave_weights(size: int) -> Tensor:
+    """The weight of each octave's gain at each frequency of a transform, (octaves, size / 2 + 1) float32."""
+    frequencies = np.fft.rfftfreq(size, 1 / audio.SAMPLE_RATE)
+    weights = np.stack([np.interp(frequencies, _OCTAVES, one) for one in np.eye(len(_OCTAVES))])
+    return torch.from_numpy(weights.astype(np.float32))
 
 
 def _add_noise(

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from asr import audio, manifest
-from asr.manifest import Utterance
+from asr.manifest import Skipped, Utterance
 from asr.text import normaliser
 from asr.tokens import TokenError, Tokens, min_frames
 from asr.training import augment, config, shards
 
 _AHEAD = 8  # batches loaded before they are needed
 _LOADERS = 4  # threads: where the shards do not fit into memory, they wait for the disk
-_INT16 = 2**15  # full scale
 _PLAN = 2**31  # the stream of random numbers that plans an epoch; utterance numbers stay below
 
 
@@ -36,14 +35,6 @@ class Example:
     @property
     def duration_s(self) -> float:
         return self.utterance.duration_s
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """An utterance left out of training or evaluation, and why."""
-
-    id: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +148,7 @@ class Corpus:
 
     def waveform(self, index: int) -> np.ndarray:
         """(N,) float32, as recorded."""
-        return self._audio[index].astype(np.float32) / np.float32(_INT16)
+        return self._audio[index].astype(np.float32) / np.float32(shards.FULL_SCALE)
 
     def plan(self, epoch: int, *, by_length: bool) -> list[list[Item]]:
         """Which utterances form which batch of this epoch: the same answer at every call.
@@ -208,7 +199,8 @@ class Corpus:
 
     def tokens(self, items: Sequence[Item]) -> int:
         """How many tokens a batch has."""
-        return sum(len(self._joined_ids([self.examples[index] for index in item.indices])) for item in items)
+        own = sum(len(self.examples[index].token_ids) for item in items for index in item.indices)
+        return own + len(self._separator) * sum(len(item.joined) for item in items)
 
     def in_order(self) -> list[list[Item]]:
         """Every utterance once as recorded, in batches of similar lengths, for evaluation."""
@@ -279,12 +271,12 @@ class Corpus:
         returns: waveforms (B, N) float32, perturbed, and padded by zeros as `asr.audio.pad` does it; and their
                  lengths in samples with that padding.
         """
-        waveforms = batch.samples.to(device, non_blocking=True).float() / _INT16
+        waveforms = batch.samples.to(device, non_blocking=True).float() / shards.FULL_SCALE
         waveforms, lengths = augment.apply(waveforms, batch.lengths, batch.perturbations, noises)
-        receptive_field, frame_shift = self._padding
-        padded = [receptive_field + (-(-length // frame_shift) - 1) * frame_shift for length in lengths]
-        left, width = (receptive_field - frame_shift) // 2, max(padded)
-        return nn.functional.pad(waveforms, (left, width - left - waveforms.shape[1])), padded
+        around = [audio.padding(length, *self._padding) for length in lengths]
+        padded = [left + length + right for length, (left, right) in zip(lengths, around, strict=True)]
+        left = around[0][0]  # the same for all
+        return nn.functional.pad(waveforms, (left, max(padded) - left - waveforms.shape[1])), padded
 
     def batches(self, plan: Sequence[Sequence[Item]], epoch: int) -> Iterator[Batch]:
         """The plan's batches in order, loaded by threads ahead of their use (copying releases the GIL)."""

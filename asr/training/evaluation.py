@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -45,6 +46,12 @@ def evaluate(
     return [everything[index] for index in range(len(everything))], mean
 
 
+def rates(scored: Sequence[metrics.Scored]) -> tuple[float, float]:
+    """Word and character error rate."""
+    references, hypotheses = [one.reference for one in scored], [one.hypothesis for one in scored]
+    return metrics.word_errors(references, hypotheses).rate, metrics.character_errors(references, hypotheses).rate
+
+
 def ctc_losses(log_probs: Tensor, frames: Tensor, batch: Batch) -> Tensor:
     """CTC losses (B,) in nats. log_probs: (B, T, V); frames: (B,) on the host, as the network takes and gives them."""
     return nn.functional.ctc_loss(
@@ -58,6 +65,6 @@ def ctc_losses(log_probs: Tensor, frames: Tensor, batch: Batch) -> Tensor:
 
 
 def _scored(example: Example, log_probs: np.ndarray, tokens: Tokens) -> metrics.Scored:
-    text = " ".join(tokens.decode(ctc.greedy(log_probs).token_ids).split())
+    text = tokens.text(ctc.greedy(log_probs).token_ids)
     utterance = example.utterance
     return metrics.Scored(utterance.id, example.text, text, utterance.speaker, utterance.duration_s)

@@ -28,13 +28,9 @@ def launch(settings: config.Config, device: str) -> Fabric:
 
     The command is `torchrun --nproc-per-node N -m -- asr train ...`: without the --, torchrun takes --run for its own.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise TrainingError(f"expected --device auto, cpu or cuda, got {device!r}")
+    on_cuda = pick_device(device).type == "cuda"
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     nodes = int(os.environ.get("WORLD_SIZE", "1")) // per_node
-    on_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
-    if on_cuda and not torch.cuda.is_available():
-        raise TrainingError("expected a CUDA device, found none; use --device cpu, or check the driver with nvidia-smi")
     if on_cuda and per_node > torch.cuda.device_count():
         raise TrainingError(
             f"expected a GPU for each of {per_node} processes, found {torch.cuda.device_count()}; "
@@ -56,6 +52,15 @@ def launch(settings: config.Config, device: str) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def pick_device(name: str, kind: type[AsrError] = TrainingError) -> torch.device:
+    """The device that auto, cpu or cuda means here. raises: an error of the kind."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise kind(f"expected --device auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise kind("expected a CUDA device, found none; use --device cpu, or check the driver with nvidia-smi")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def place() -> tuple[int, int]:

@@ -31,9 +31,9 @@ from asr.audio import SAMPLE_RATE
 from asr.tokens import Tokens
 from asr.training import augment, checkpoint, config, launch, plots, subwords, warm
 from asr.training.data import Batch, Corpus
-from asr.training.evaluation import ctc_losses, evaluate
+from asr.training.evaluation import ctc_losses, evaluate, rates
 from asr.training.launch import TrainingError
-from asr.training.log import Display, Log
+from asr.training.log import Display, Log, best
 from asr.training.model import AcousticModel
 from asr.training.profile import Profile
 
@@ -264,8 +264,6 @@ class _Session:
             sums += torch.stack([losses.detach().sum(), sums.new_tensor(stop), sums.new_tensor(batch.seconds)])
             all_losses.append(losses.detach())
             ids += batch.ids
-            if number == own[-1]:
-                break
         with self.profile.part("update of the weights"):
             names, norms = gradient_norms(self.model.network) if state.step % LOG_EVERY == 0 else ([], sums[:0])
             norm = nn.utils.clip_grad_norm_(self.model.network.parameters(), settings.optimiser.clip_norm)
@@ -354,7 +352,7 @@ class _Session:
         state = self.state
         with self._weights(self.ema), self.profile.part("evaluation"):
             scored, dev_loss = self.evaluate(self.dev_set)
-        wer, cer = _rates(scored)
+        wer, cer = rates(scored)
         self._count_time()
         row: dict[str, float] = {
             "epoch": state.epoch,
@@ -500,9 +498,9 @@ class _Session:
             self.model.load_state_dict(weights)
             scored, _ = self.evaluate(self.dev_set)
             results[name] = scored
-        chosen = min(results, key=lambda name: _rates(results[name])[::-1])
+        chosen = min(results, key=lambda name: rates(results[name])[::-1])
         report = metrics.report(results[chosen])
-        wer, cer = _rates(results[chosen])
+        wer, cer = rates(results[chosen])
         if self.fabric.is_global_zero:
             summary = {
                 "epochs": len(self.state.history),
@@ -678,15 +676,8 @@ def _list_skipped(corpus: Corpus, name: str, run: Path) -> str:
     return f"{len(corpus.skipped)} skipped, listed with reasons in {path}"
 
 
-def _rates(scored: Sequence[metrics.Scored]) -> tuple[float, float]:
-    references = [one.reference for one in scored]
-    hypotheses = [one.hypothesis for one in scored]
-    words, characters = metrics.word_errors(references, hypotheses), metrics.character_errors(references, hypotheses)
-    return words.rate, characters.rate
-
-
 def _best(history: Sequence[Mapping[str, float]]) -> int:
-    return min(range(len(history)), key=lambda epoch: (history[epoch]["dev_cer"], history[epoch]["dev_wer"]))
+    return history.index(best(history))
 
 
 def _epochs_since_best(values: Sequence[float]) -> int:

@@ -38,6 +38,8 @@ from asr.manifest import ManifestError, Utterance
 from asr.text import normaliser
 from asr.tokens import BLANK, TokenError, Tokens
 from asr.training import checkpoint, config
+from asr.training.launch import pick_device
+from asr.training.log import best
 from asr.training.model import AcousticModel
 
 WORST = 10  # utterances shown in full
@@ -131,9 +133,9 @@ def build(
     console = console or Console(stderr=True)
     if threads:
         torch.set_num_threads(threads)
-    chosen = _device(device)
+    on = pick_device(device, ReportError)
     known = _read(run)
-    known.model.to(chosen)
+    known.model.to(on)
     notes = []
     if not known.summary:
         notes.append(f"This training is not finished: {len(known.epochs)} of {known.settings.epochs} epochs are in it.")
@@ -198,21 +200,9 @@ def _read(run: Path) -> _Run:
         model, settings, tokens, state = checkpoint.load_model(finished)
         summary = state.get("training", {})
         return _Run(model, settings, tokens, summary, str(summary.get("weights", "")), steps, epochs)
-    best = _best(there)["epoch"]
-    model, settings, tokens, _ = checkpoint.load_model(weights[best])
-    return _Run(model, settings, tokens, {}, f"best epoch so far, {best + 1}", steps, epochs)
-
-
-def _best(epochs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return min(epochs, key=lambda row: (row["dev_cer"], row["dev_wer"]))
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise ReportError(f"expected --device auto, cpu or cuda, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ReportError("expected a CUDA device, found none; use --device cpu, or check the driver with nvidia-smi")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    chosen = int(best(there)["epoch"])
+    model, settings, tokens, _ = checkpoint.load_model(weights[chosen])
+    return _Run(model, settings, tokens, {}, f"best epoch so far, {chosen + 1}", steps, epochs)
 
 
 def _watched(items: Sequence[Any], what: str, console: Console) -> Iterable[Any]:
@@ -231,9 +221,9 @@ def _recognise(
         except audio.AudioError as error:
             failed.append((utterance.id, str(error)))
             continue
-        text = known.tokens.decode(ctc.greedy(_log_probs(known, waveform)).token_ids)
         duration_s = len(waveform) / SAMPLE_RATE  # the manifest's may lie
-        reference, hypothesis = normalise(utterance.text), " ".join(text.split())
+        hypothesis = known.tokens.text(ctc.greedy(_log_probs(known, waveform)).token_ids)
+        reference = normalise(utterance.text)
         heard.append((utterance, metrics.Scored(utterance.id, reference, hypothesis, utterance.speaker, duration_s)))
     return heard
 
@@ -256,7 +246,7 @@ def _log_probs(known: _Run, waveform: np.ndarray) -> np.ndarray:
 
 def _overview(run: Path, known: _Run, path: Path, report: metrics.Report | None) -> str:
     settings, summary, epochs = known.settings, known.summary, known.epochs
-    features, network, best = settings.features, settings.network, _best(epochs)
+    features, network, top = settings.features, settings.network, best(epochs)
     columns = f"{features.n_mfcc} coefficients" if features.kind == "mfcc" else f"{features.n_mels} bands"
     minutes = summary.get("minutes", sum(row.get("seconds", 0) for row in epochs) / 60)
     hours = summary.get("train_hours", epochs[-1].get("audio_hours"))
@@ -272,7 +262,7 @@ def _overview(run: Path, known: _Run, path: Path, report: metrics.Report | None)
         "epochs": f"{len(epochs)} of at most {settings.epochs}",
         "training audio": hours and f"{hours:.2f} hours an epoch",
         "time": f"{minutes:.1f} minutes" + (f" on {summary['device']}" if "device" in summary else ""),
-        "best epoch on dev": f"{best['epoch'] + 1}: WER {_percent(best['dev_wer'])}, CER {_percent(best['dev_cer'])}",
+        "best epoch on dev": f"{top['epoch'] + 1}: WER {_percent(top['dev_wer'])}, CER {_percent(top['dev_cer'])}",
         "dev errors at the end": "dev_wer" in summary
         and f"WER {_percent(summary['dev_wer'])}, CER {_percent(summary['dev_cer'])}",
         "weights of this page": known.weights,

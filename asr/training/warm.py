@@ -74,7 +74,8 @@ def start(model: AcousticModel, settings: config.Config, tokens: Tokens, console
 
 def _missing(some: Tokens, others: Tokens) -> list[str]:
     """The symbols that only the first vocabulary has; of many, how many more."""
-    found = [repr(symbol) for symbol in some.symbols if symbol not in set(others.symbols)]
+    known = set(others.symbols)
+    found = [repr(symbol) for symbol in some.symbols if symbol not in known]
     return found[:_LISTED] + [f"and {len(found) - _LISTED} more"] * (len(found) > _LISTED)
 
 
