@@ -83,7 +83,7 @@ class Lexicon:
         same = np.zeros(points.shape, bool)
         same[1:] = np.logical_and.accumulate(points[1:] == points[:-1], axis=1)
         begins = ~same & (points > 0)
-        numbers = np.cumsum(begins).reshape(begins.shape) + self.OUTSIDE
+        numbers = np.cumsum(begins, dtype=np.int32).reshape(begins.shape) + self.OUTSIDE
         nodes = np.maximum.accumulate(np.where(begins, numbers, 0), axis=0)  # (W, L), rubbish where points are 0
         size = int(begins.sum()) + 2
         if size * len(tokens) * 4 > _MAX_TABLE:

@@ -1,3 +1,5 @@
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 
 from asr import audio
 from asr.training import augment, config
-from asr.training.augment import Perturbation
+from asr.training.augment import Band, Perturbation, Recordings
 
 RATE = audio.SAMPLE_RATE
 
@@ -26,7 +28,10 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 
 def applied(
-    waveforms: list[np.ndarray], perturbations: list[Perturbation], noises: np.ndarray | None = None
+    waveforms: list[np.ndarray],
+    perturbations: list[Perturbation],
+    noises: np.ndarray | None = None,
+    rooms: torch.Tensor | None = None,
 ) -> list[np.ndarray]:
     """Each waveform of a batch after its perturbation, having checked that there is nothing behind its end."""
     batch = torch.zeros(len(waveforms), max(map(len, waveforms)))
@@ -34,9 +39,8 @@ def applied(
         row[: len(waveform)] = torch.from_numpy(waveform)
     before = batch.clone()
     lengths = [len(waveform) for waveform in waveforms]
-    got, new_lengths = augment.apply(
-        batch, lengths, perturbations, None if noises is None else torch.from_numpy(noises)
-    )
+    recordings = Recordings(None if noises is None else torch.from_numpy(noises), rooms)
+    got, new_lengths = augment.apply(batch, lengths, perturbations, recordings)
     assert torch.equal(batch, before)
     assert got.dtype == torch.float32
     assert got.shape == (len(waveforms), max(new_lengths))
@@ -76,8 +80,38 @@ def test_nothing_is_drawn_that_was_not_asked_for() -> None:
 
 
 def test_the_same_generator_draws_the_same() -> None:
-    settings = {"gain_db": [-6, 6], "equaliser_db": 6, "noise": "folder"}
+    settings = {"gain_db": [-6, 6], "equaliser_db": 6, "noise": "folder", "rooms": "folder", "band_share": 0.5}
     assert drawn(9, 3, **settings) == drawn(9, 3, **settings) != drawn(9, 4, **settings)
+
+
+def test_rooms_and_bands_come_to_their_shares_and_fill_their_ranges() -> None:
+    got = drawn(2000, rooms="folder", rooms_share=0.25, band_share=0.5)
+    rooms = [one.room for one in got if one.room is not None]
+    assert 430 <= len(rooms) <= 570
+    assert 0 <= min(rooms) < 0.02
+    assert 0.98 < max(rooms) < 1
+    bands = [one.band for one in got if one.band]
+    assert 900 <= len(bands) <= 1100
+    highs, lows = [band.high_hz for band in bands], [band.low_hz for band in bands if band.low_hz]
+    assert 3400 <= min(highs) < 3450
+    assert 6950 < max(highs) <= 7000
+    assert 100 <= min(lows) < 105
+    assert 295 < max(lows) <= 300
+    assert 0.4 < len(lows) / len(bands) < 0.6
+    assert 0.4 < np.mean([band.mu_law for band in bands]) < 0.6
+
+
+def test_rooms_and_bands_leave_the_other_draws_as_they_were() -> None:
+    """The figures are those of version 0.2.0: a training begun with it goes on with the same draws."""
+    settings = config.Augment(noise=Path("folder"), equaliser_db=4, gain_db=(-6, 6))
+    more = settings.model_copy(update={"rooms": Path("folder"), "band_share": 0.5})
+    for seed in range(20):
+        one, other = (augment.draw(chosen, 1.0, generator(seed)) for chosen in (settings, more))
+        assert one == replace(other, room=None, band=None)
+    got = augment.draw(settings, 1.0, generator(3))
+    assert [got.octaves_db[0], *(got.noise or ()), got.gain_db] == pytest.approx(
+        [-3.3148066629, 0.7345771514, 7.2734403984, -1.3052617141], abs=1e-9
+    )
 
 
 # --- waveforms ---
@@ -184,10 +218,206 @@ def test_noises_are_read_from_a_folder_and_those_below(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "absent"])
-def test_a_folder_without_noise_is_an_error(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("setting", ["noise", "rooms"])
+def test_a_folder_without_recordings_is_an_error(tmp_path: Path, name: str, setting: str) -> None:
     (tmp_path / "README.md").write_text("no sound")
-    with pytest.raises(config.ConfigError, match=r"augment\.noise: .*found none in"):
-        augment.read_noises(tmp_path / name)
+    settings = config.Augment.model_validate({setting: tmp_path / name})
+    with pytest.raises(config.ConfigError, match=rf"augment\.{setting}: .*found none in"):
+        augment.read(settings)
+
+
+@pytest.mark.parametrize("setting", ["noise", "rooms"])
+def test_a_recording_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, setting: str) -> None:
+    (tmp_path / "broken.wav").write_text("no sound")
+    with pytest.raises(config.ConfigError, match=rf"augment\.{setting}: .*broken\.wav.*remove it"):
+        augment.read(config.Augment.model_validate({setting: tmp_path}))
+
+
+# --- rooms ---
+
+
+def hall(seed: int, samples: int = 4000, delay: int = 50, rt60_s: float = 0.2) -> np.ndarray:
+    """(N,): silence, a direct sound that its filter smears to both sides, and noise that decays by 60 dB in rt60_s."""
+    response = np.zeros(samples)
+    at = np.arange(samples - delay)
+    response[delay:] = 0.1 * generator(seed).standard_normal(len(at)) * 10 ** (-3 * at / RATE / rt60_s)
+    response[delay - 2 : delay + 3] = [-0.1, 0.3, 1, 0.3, -0.1]
+    return response
+
+
+def written(folder: Path, responses: dict[str, np.ndarray], rate: int = RATE) -> torch.Tensor:
+    folder.mkdir(exist_ok=True)
+    for name, response in responses.items():
+        soundfile.write(folder / name, response, rate, subtype="FLOAT" if name.endswith("wav") else "PCM_24")
+    return augment.read_rooms(folder)
+
+
+def test_a_room_is_the_convolution_with_its_response(tmp_path: Path) -> None:
+    responses = [hall(1), hall(2, delay=40), hall(3, 900)]
+    rooms = written(tmp_path, {f"{number}.wav": one for number, one in enumerate(responses)})
+    waveforms = [generator(seed).standard_normal(n).astype(np.float32) for seed, n in enumerate([9_000, 4_064, 500])]
+    got = applied(waveforms, [Perturbation(room=(number + 0.5) / 3) for number in (2, 0, 1)], rooms=rooms)
+    for one, waveform, number in zip(got, waveforms, (2, 0, 1), strict=True):
+        response = responses[number] / np.sqrt(np.sum(responses[number] ** 2))
+        peak = int(np.argmax(response))
+        expected = np.convolve(waveform, response)[peak : peak + len(waveform)]
+        # The response ends where it is 60 dB down: that is in what is left of its energy.
+        assert np.sqrt(np.mean((one - expected) ** 2)) < 2e-3 * np.sqrt(np.mean(expected**2))
+
+
+def test_a_room_changes_neither_times_nor_the_level_of_noise(tmp_path: Path) -> None:
+    rooms = written(tmp_path, {"a.flac": 0.5 * hall(1, delay=700)})
+    (click,) = applied([np.eye(1, 8_000, 3_000, dtype=np.float32)[0]], [Perturbation(room=0.0)], rooms=rooms)
+    assert np.argmax(np.abs(click)) == 3_000
+    assert np.sum(click**2) == pytest.approx(1, abs=1e-3)
+    assert not click[:2_960].round(6).any()
+    white = generator().standard_normal(RATE).astype(np.float32)
+    (got,) = applied([white], [Perturbation(room=0.0)], rooms=rooms)
+    assert np.mean(got**2) == pytest.approx(1, abs=0.1)
+
+
+def test_a_response_that_begins_with_its_peak_keeps_its_time(tmp_path: Path) -> None:
+    rooms = written(tmp_path, {"a.wav": np.array([-0.8, 0.0, 0.6])})
+    (got,) = applied([np.arange(6, dtype=np.float32)], [Perturbation(room=0.9)], rooms=rooms)
+    np.testing.assert_allclose(got, [0, -0.8, -1.6, 0.6 - 2.4, 1.2 - 3.2, 1.8 - 4], atol=1e-5)
+
+
+def test_responses_of_any_rate_and_level_are_read_from_a_folder_and_those_below(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    at_16 = audio.resample(audio.resample(hall(5, 8_000, 400).astype(np.float32), RATE, 8_000), 8_000, RATE)
+    soundfile.write(tmp_path / "b" / "a.wav", audio.resample(1e-3 * at_16, RATE, 48_000), 48_000, subtype="FLOAT")
+    rooms = written(tmp_path, {"c.wav": at_16})
+    assert rooms.shape[0] == 2
+    np.testing.assert_allclose(rooms[0], rooms[1], atol=0.01 * float(rooms.abs().max()))
+    np.testing.assert_allclose(rooms.square().sum(1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rt60_s", "seconds"), [(0.05, 0.05), (0.2, 0.2), (2.0, 0.5)])
+def test_a_response_ends_where_it_has_decayed_and_after_half_a_second_at_most(
+    tmp_path: Path, rt60_s: float, seconds: float
+) -> None:
+    rooms = written(tmp_path, {"a.wav": hall(1, 2 * RATE, rt60_s=rt60_s)})
+    assert rooms.shape[1] / RATE == pytest.approx(seconds, rel=0.15)
+    assert rooms.shape[1] / RATE <= 0.502
+
+
+def test_a_silent_response_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match=r"augment\.rooms: .*quiet\.wav.*got silence.*remove it"):
+        written(tmp_path, {"quiet.wav": np.zeros(100)})
+
+
+def test_a_response_of_several_channels_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match=r"augment\.rooms: .*array\.wav.*one channel, got 2.*split"):
+        written(tmp_path, {"array.wav": np.stack([hall(1), hall(2)], 1)})
+
+
+def test_rows_of_a_batch_do_not_influence_each_other(tmp_path: Path) -> None:
+    rooms = written(tmp_path, {"a.wav": hall(1), "b.wav": hall(2)})
+    noise = generator(9).standard_normal(2_000).astype(np.float32)
+    waveforms = [tone(500, 8_000), tone(700, 12_000), tone(900, 10_000), tone(1100, 4_000), tone(300, 20_000)]
+    octaves_db = (3.0, -2.0, 1.0, 0.0, 4.0, -4.0, 2.0)
+    chosen = [
+        Perturbation(0.9, octaves_db, (0.3, 10.0), room=0.1),
+        Perturbation(),
+        Perturbation(1.1, noise=(0.1, 20.0), band=Band(200, 3400, True)),
+        Perturbation(room=0.9, band=Band(0, 5000, False), gain_db=-3.0),
+        Perturbation(octaves_db=octaves_db, noise=(0.6, 15.0), room=0.6, band=Band(150, 4000, True)),
+    ]
+    together = applied(waveforms, chosen, noise, rooms)
+    for waveform, perturbation, got in zip(waveforms, chosen, together, strict=True):
+        (alone,) = applied([waveform], [perturbation], noise, rooms)
+        # Eight bits turn a difference in the last bit of 24 into a step, now and then.
+        if perturbation.band and perturbation.band.mu_law:
+            assert np.mean(np.abs(got - alone) > 1e-5) < 0.02
+            np.testing.assert_allclose(got, alone, atol=0.02)
+        else:
+            np.testing.assert_allclose(got, alone, atol=1e-5)
+    np.testing.assert_array_equal(together[1], waveforms[1])  # untouched in every bit
+
+
+def test_a_room_and_an_equaliser_are_both_heard_and_noise_only_after_them(tmp_path: Path) -> None:
+    rooms = written(tmp_path, {"a.wav": hall(1)})
+    waveform, octaves_db = generator().standard_normal(9_000).astype(np.float32), (6.0, 0.0, -6.0, 0.0, 6.0, 0.0, 0.0)
+    (both,) = applied([waveform], [Perturbation(octaves_db=octaves_db, room=0.0)], rooms=rooms)
+    (room,) = applied([waveform], [Perturbation(room=0.0)], rooms=rooms)
+    (after,) = applied([room], [Perturbation(octaves_db=octaves_db)])
+    inner = slice(500, -500)  # around, what the room adds after the end is missing for the second filter
+    np.testing.assert_allclose(both[inner], after[inner], atol=0.02)
+    (noisy,) = applied([waveform], [Perturbation(room=0.0, noise=(0.0, 10.0))], tone(1000, 3_000), rooms)
+    ratio_db = 10 * np.log10(np.sum(room.astype(float) ** 2) / np.sum((noisy - room).astype(float) ** 2))
+    assert ratio_db == pytest.approx(10, abs=0.05)
+    np.testing.assert_allclose(np.corrcoef(noisy - room, np.resize(tone(1000, 3_000), 9_000))[0, 1], 1, atol=1e-4)
+
+
+# --- bands ---
+
+
+@pytest.mark.parametrize("band", [Band(0, 3400, False), Band(300, 5000, False), Band(100, 7000, False)])
+def test_a_band_keeps_what_is_in_it_and_takes_away_the_rest(band: Band) -> None:
+    white = generator().standard_normal(4 * RATE).astype(np.float32)
+    (got,) = applied([white], [Perturbation(band=band)])
+    hertz = np.fft.rfftfreq(len(white), 1 / RATE)
+    change_db = 20 * np.log10(np.abs(np.fft.rfft(got)) / np.abs(np.fft.rfft(white)))
+
+    def mean_db(low: float, high: float) -> float:
+        return float(np.mean(change_db[(hertz >= low) & (hertz < high)]))
+
+    assert mean_db(2 * band.low_hz, 0.9 * band.high_hz) == pytest.approx(0, abs=0.1)
+    assert mean_db(0.99 * band.high_hz, 1.01 * band.high_hz) == pytest.approx(-3, abs=0.5)
+    assert mean_db(1.1 * band.high_hz, 8000) < -20
+    if band.low_hz:
+        assert mean_db(0.97 * band.low_hz, 1.03 * band.low_hz) == pytest.approx(-3, abs=0.5)
+        assert mean_db(0, band.low_hz / 2) < -24
+    else:
+        assert mean_db(0, 100) == pytest.approx(0, abs=0.1)
+
+
+def test_a_band_does_not_delay() -> None:
+    (got,) = applied([np.eye(1, 8_000, 3_000, dtype=np.float32)[0]], [Perturbation(band=Band(300, 3400, False))])
+    assert np.argmax(np.abs(got)) == 3_000
+    np.testing.assert_allclose(got[2_000:3_000], got[3_001:4_001][::-1], atol=1e-6)
+
+
+def test_noise_is_in_the_band_too() -> None:
+    hiss = generator().standard_normal(RATE).astype(np.float32)
+    (got,) = applied([tone(440)], [Perturbation(noise=(0.0, 5.0), band=Band(0, 3400, False))], hiss)
+    power = np.abs(np.fft.rfft(got)) ** 2
+    assert power[4500:].mean() < 1e-5 * power[1000:3000].mean()
+
+
+def test_mu_law_is_that_of_g711() -> None:
+    """Against the formula, sample by sample; the band is as wide as it gets."""
+    waveform = 0.3 * generator().standard_normal(3_000).astype(np.float32)
+    waveform[:100] = 0
+    (got,) = applied([waveform], [Perturbation(band=Band(0, 1e6, True))])
+    peak = max(abs(float(sample)) for sample in waveform)
+    expected = []
+    for sample in waveform:
+        level = math.log(1 + 255 * abs(float(sample)) / peak) / math.log(256)
+        expected.append(math.copysign((256 ** (round(127 * level) / 127) - 1) / 255 * peak, sample))
+    assert np.mean(np.abs(got - expected) > 1e-5) < 0.002  # rounded to the other side in float32
+    assert 10 * np.log10(np.mean(waveform**2) / np.mean((got - waveform) ** 2)) == pytest.approx(37, abs=2)
+
+
+def test_mu_law_keeps_silence_and_leaves_no_error_above_the_band() -> None:
+    loud, silent, plain = applied(
+        [tone(440), np.zeros(RATE, np.float32), tone(440)],
+        [Perturbation(band=Band(0, 3400, coded)) for coded in (True, True, False)],
+    )
+    assert not silent.any()
+    error = np.abs(np.fft.rfft(loud - plain)) ** 2
+    assert 1e-5 < np.sum((loud - plain) ** 2) / np.sum(plain**2) < 1e-3
+    assert error[5000:].sum() < 1e-4 * error[:3400].sum()
+
+
+def test_paths_and_shares_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("{name: a, data: {train: [a], dev: b}, augment: {rooms: here, noise: there}}")
+    got = config.read(path).augment
+    assert (got.rooms, got.noise) == (tmp_path / "here", tmp_path / "there")
+    for override in ("augment.rooms_share=1.5", "augment.band_share=-0.1", "augment.rooms=[1]"):
+        with pytest.raises(config.ConfigError, match=override.partition("=")[0]):
+            config.read(path, [override])
 
 
 # --- features ---

@@ -367,7 +367,7 @@ def perturbed(folder: Path, seed: int = 0, **options: Any) -> Corpus:
 
 def unpadded(got: Corpus, batch: Batch, row: int, samples: int) -> np.ndarray:
     left = (RECEPTIVE_FIELD - FRAME_SHIFT) // 2
-    return got.heard(batch, CPU, got.noises)[0][row, left : left + samples].numpy()
+    return got.heard(batch, CPU, got.recordings)[0][row, left : left + samples].numpy()
 
 
 def test_perturbation_is_a_function_of_seed_epoch_and_utterance(tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_perturbation_is_a_function_of_seed_epoch_and_utterance(tmp_path: Path) 
     alone = got.load([Item(1)], 2)
     assert first.perturbations[1:] == alone.perturbations == again.load([Item(1)], 2).perturbations
     np.testing.assert_allclose(unpadded(got, first, 1, 4_800), unpadded(got, alone, 0, 4_800), atol=1e-6)
-    assert torch.equal(got.heard(first, CPU, got.noises)[0], again.heard(first, CPU, again.noises)[0])
+    assert torch.equal(got.heard(first, CPU, got.recordings)[0], again.heard(first, CPU, again.recordings)[0])
     for other in (got.load([Item(1)], 3), perturbed(tmp_path, seed=1).load([Item(1)], 2)):
         assert other.perturbations != alone.perturbations
 

@@ -24,10 +24,12 @@ def settings_of(**network: object) -> config.Config:
         "data": {
             "train": ["/somewhere/secret/train.jsonl"],
             "dev": "/somewhere/secret/dev.jsonl",
+            "cache": "/somewhere/secret/cache",
             "alphabet": ALPHABET,
         },
         "features": {"n_mels": 20},
-        "augment": {"noise": "/somewhere/secret/noise"},
+        "augment": {"noise": "/somewhere/secret/noise", "rooms": "/somewhere/secret/rooms"},
+        "pronunciation": {"dictionary": "/somewhere/secret/words.txt", "layer": 1},
         "network": {"hidden": 16, "layers": 2, **network},
     }
     return config.parse(tree, "test")

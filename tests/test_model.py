@@ -106,7 +106,7 @@ def test_summary_names_the_cell(cell: str, bidirectional: bool, kind: str) -> No
 @pytest.mark.parametrize(("subsampling", "least"), [(1, 1), (2, 3), (4, 7), (8, 15)])
 def test_too_few_features_for_the_subsampling(subsampling: int, least: int) -> None:
     options = config.Network(subsampling=subsampling, layers=1, hidden=2, conv_channels=1)
-    got, _ = Network(least, 3, options)(torch.zeros(1, 20, least))
+    got = Network(least, 3, options)(torch.zeros(1, 20, least))[0]
     assert got.shape[2] == 3
     if least > 1:
         with pytest.raises(config.ConfigError, match=rf"at least {least} features.*raise n_mels or n_mfcc"):
@@ -132,11 +132,11 @@ def test_a_batch_gives_each_utterance_what_it_gets_alone(
     net = network(cell=cell, bidirectional=bidirectional, norm=norm, subsampling=subsampling)
     net.train(norm != "batch")  # statistics of a batch are of the batch; all else must hold in training too
     x, lengths = ragged([40, 7, 23, 39])
-    together, frames = net(x, lengths)
+    together, frames, _ = net(x, lengths)
     assert frames.tolist() == [net.output_frames(length) for length in lengths.tolist()]
     assert together.shape[1] == frames.max()
     for row, length, n in zip(range(4), lengths.tolist(), frames.tolist(), strict=True):
-        alone, none = net(x[row : row + 1, :length])
+        alone, none, _ = net(x[row : row + 1, :length])
         assert none is None
         assert alone.shape[1] == n
         torch.testing.assert_close(together[row, :n], alone[0], atol=1e-5, rtol=0)
@@ -148,7 +148,7 @@ def test_padding_gets_no_gradient(cell: str, norm: str) -> None:
     net = network(cell=cell, norm=norm, subsampling=2).train()
     x, lengths = ragged([40, 7, 23])
     x.requires_grad_()
-    log_probs, frames = net(x, lengths)
+    log_probs, frames, _ = net(x, lengths)
     sum(log_probs[row, :n].square().sum() for row, n in enumerate(frames.tolist())).backward()
     assert x.grad is not None
     for row, length in enumerate(lengths.tolist()):
@@ -165,7 +165,7 @@ def test_padding_changes_no_gradient_of_the_weights() -> None:
         for row, length in enumerate(lengths.tolist()):
             x[row, length:] = filler
         net.zero_grad()
-        log_probs, frames = net(x, lengths)
+        log_probs, frames, _ = net(x, lengths)
         sum(log_probs[row, :n, 0].sum() for row, n in enumerate(frames.tolist())).backward()
         grads.append([parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None])
     for one, other in zip(*grads, strict=True):
@@ -203,7 +203,7 @@ def test_packed_layers_give_what_padded_ones_give(
     x = padded
     for layer in one.layers:
         x = layer(x, lengths)
-    y = other._packed(padded, lengths)
+    y, _ = other._packed(padded, lengths)
     valid = torch.arange(23)[:, None] < lengths
     torch.testing.assert_close(x[valid], y[valid], rtol=1e-5, atol=1e-6)
     assert not y[~valid].any()
@@ -218,12 +218,12 @@ def test_packed_layers_give_what_padded_ones_give(
 
 def test_lengths_may_be_plain_numbers() -> None:
     net, x = network().eval(), torch.randn(3, 40, N_FEATURES)
-    for got, expected in zip(net(x, [40, 22, 31]), net(x, torch.tensor([40, 22, 31])), strict=True):
+    for got, expected in zip(net(x, [40, 22, 31])[:2], net(x, torch.tensor([40, 22, 31]))[:2], strict=True):
         assert torch.equal(got, expected)
 
 
 def test_log_probs_are_normalised() -> None:
-    log_probs, _ = network()(*ragged([30, 20]))
+    log_probs = network()(*ragged([30, 20]))[0]
     assert log_probs.dtype == torch.float32
     torch.testing.assert_close(log_probs.exp().sum(2), torch.ones(log_probs.shape[:2]))
 
@@ -377,7 +377,7 @@ def test_a_batch_in_parts_gives_each_what_it_gets_alone(chunk: tuple[int, int]) 
     network = Network(20, 6, config.Network(layers=2, hidden=12)).eval()
     features, lengths = torch.randn(3, 200, 20), torch.tensor([200, 131, 60])
     with torch.no_grad():
-        together, frames = network(features, lengths, chunk)
+        together, frames, _ = network(features, lengths, chunk)
         assert frames is not None
         for row, (length, count) in enumerate(zip(lengths.tolist(), frames.tolist(), strict=True)):
             alone = network(features[row : row + 1, :length], None, chunk)[0]

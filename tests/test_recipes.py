@@ -351,19 +351,23 @@ def test_common_voice_explains_an_incomplete_folder(tmp_path: Path) -> None:
     assert "not laid out as the recipe expects: KeyError: 'client_id' (prepare.py, line" in done.stderr
 
 
-# English, of the three above
+# English, of those above and a test set of LibriSpeech
 
 
-def test_english_joins_three_corpora(speechocean762: Path, tmp_path: Path) -> None:
+def test_english_joins_corpora(speechocean762: Path, digits: Path, tmp_path: Path) -> None:
     corpora = tmp_path / "corpora"
     shutil.move(speechocean762, corpora / "speechocean762")
+    shutil.move(digits, corpora / "fsdd/recordings")
     ljspeech(corpora / "ljspeech")
     common_voice(corpora / "common_voice", "en", {"train": ["Yes."], "dev": ["No."], "test": ["A b."]})
+    librispeech(corpora / "librispeech_sample", {"test-other": 2})
     done = prepare("english", corpora, tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    train, dev, test = read(tmp_path / "out", "train", "dev", "test_common_voice")
-    assert (len(train), len(dev), len(test)) == (18 + 1 + 80, 1 + 2, 1)
+    train, dev, test, single = read(tmp_path / "out", "train", "dev", "test_common_voice", "test_digits")
+    assert (len(train), len(dev), len(test), len(single)) == (18 + 1 + 80 + 8, 1 + 2, 1, 20)
     assert len(read(tmp_path / "out/speechocean762", "test")[0]) == 3
+    (sample,) = read(tmp_path / "out", "test_librispeech")
+    assert not {utterance.audio for utterance in sample} & {utterance.audio for utterance in train}
 
 
 # LibriSpeech

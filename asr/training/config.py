@@ -132,7 +132,21 @@ class Augment(_Section):
     noise: _Path | None = None  # folder of noise recordings
     noise_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the utterances get noise, if there is a folder
     snr_db: _Range = (5.0, 25.0)  # uniform range
+    rooms: _Path | None = None  # folder of rooms' impulse responses: recipes/english/rooms.py makes some
+    rooms_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the utterances are heard in one, if there is a folder
+    band_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the utterances come as through a telephone or a codec
     spec_augment: SpecAugment | None = SpecAugment()
+
+
+class Pronunciation(_Section):
+    """A second CTC loss, of the words' sounds, at a lower layer; the trained model is without it.
+
+    source: Krishna, Toshniwal & Livescu 2018, "Hierarchical Multitask Learning for CTC-based Speech Recognition".
+    """
+
+    dictionary: _Path  # in CMUdict's format; of an utterance with another word, the sounds are not learnt
+    layer: Annotated[int, Field(ge=1)] = 2  # of the recurrent ones, counted from 1
+    weight: Annotated[float, Field(gt=0)] = 0.5  # of its loss; that of the text has 1
 
 
 class Stream(_Section):
@@ -210,9 +224,18 @@ class Config(_Section):
     features: Features = Features()
     network: Network = Network()
     augment: Augment = Augment()
+    pronunciation: Pronunciation | None = None
     stream: Stream | None = None
     batch: Batch = Batch()
     optimiser: Optimiser = Optimiser()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.pronunciation and self.pronunciation.layer > self.network.layers:
+            raise ValueError(
+                f"expected pronunciation.layer <= network.layers, got {self.pronunciation.layer} > {self.network.layers}"
+            )
+        return self
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -259,7 +282,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
-    data, augment = tree.get("data"), tree.get("augment")
+    data, augment, pronunciation = (tree.get(section) for section in ("data", "augment", "pronunciation"))
     if isinstance(data, dict):
         if isinstance(data.get("train"), str):
             data["train"] = [data["train"]]
@@ -271,8 +294,11 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
             data["cache"] = str(folder / data["cache"])
     if isinstance(tree.get("init"), str):
         tree["init"] = str(folder / tree["init"])
-    if isinstance(augment, dict) and isinstance(augment.get("noise"), str):
-        augment["noise"] = str(folder / augment["noise"])
+    for key in ("noise", "rooms"):
+        if isinstance(augment, dict) and isinstance(augment.get(key), str):
+            augment[key] = str(folder / augment[key])
+    if isinstance(pronunciation, dict) and isinstance(pronunciation.get("dictionary"), str):
+        pronunciation["dictionary"] = str(folder / pronunciation["dictionary"])
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

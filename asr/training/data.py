@@ -18,6 +18,7 @@ from asr.manifest import Skipped, Utterance
 from asr.text import normaliser
 from asr.tokens import TokenError, Tokens, min_frames
 from asr.training import augment, config, shards
+from asr.training.pronunciation import Pronunciations
 
 _AHEAD = 8  # batches loaded before they are needed
 _LOADERS = 4  # threads: where the shards do not fit into memory, they wait for the disk
@@ -26,11 +27,12 @@ _PLAN = 2**31  # the stream of random numbers that plans an epoch; utterance num
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An utterance that can be trained on. text: normalised; token_ids: (U,)."""
+    """An utterance that can be trained on. text: normalised; token_ids: (U,); sounds: of its words, none if not known."""
 
     utterance: Utterance
     text: str
     token_ids: tuple[int, ...]
+    sounds: tuple[int, ...] = ()
 
     @property
     def duration_s(self) -> float:
@@ -60,6 +62,8 @@ class Batch:
     perturbations: tuple[augment.Perturbation, ...]
     token_ids: Tensor
     token_lengths: Tensor
+    sounds: Tensor  # (sum of their numbers,)
+    sound_lengths: Tensor  # (B,), 0 where they are not known
     seconds: float  # of audio, at the speeds it is played at, without padding
 
 
@@ -67,6 +71,7 @@ class Corpus:
     """The usable utterances of manifests, with their audio decoded once (`asr.training.shards`).
 
     skipped: the utterances that cannot be used.
+    pronunciations: where the settings ask for them, and this is to train on.
     raises:  ManifestError, ConfigError.
     """
 
@@ -85,6 +90,8 @@ class Corpus:
         self.skipped: list[Skipped] = []
         self.examples: list[Example] = []
         normalise = normaliser(settings.data.normaliser)
+        chosen = settings.pronunciation if training else None
+        self.pronunciations = Pronunciations(chosen.dictionary, normalise) if chosen else None
         for utterance in (utterance for path in paths for utterance in manifest.read(path)):
             try:
                 self.examples.append(self._example(utterance, normalise(utterance.text), tokens))
@@ -92,13 +99,12 @@ class Corpus:
                 self.skipped.append(Skipped(utterance.id, str(error)))
         self._paths = paths
         self._audio: list[np.ndarray] = []
-        noise = settings.augment.noise if training else None
-        self.noises = augment.read_noises(noise) if noise else None
+        self.recordings = augment.read(settings.augment) if training else augment.Recordings()
         self._separator = tokens.separator
 
     def _example(self, utterance: Utterance, text: str, tokens: Tokens) -> Example:
         token_ids = tuple(tokens.encode(text))
-        example = Example(utterance, text, token_ids)
+        example = Example(utterance, text, token_ids, self.pronunciations.encode(text) if self.pronunciations else ())
         if not self._training:
             return example
         if not token_ids:
@@ -241,6 +247,7 @@ class Corpus:
         for line, row, length in zip(samples.numpy(), rows, lengths, strict=True):
             np.concatenate(row, out=line[:length])
         token_ids = [self._joined_ids(group) for group in groups]
+        sounds = [_joined_sounds(group) for group in groups]
         return Batch(
             ids=tuple(" + ".join(example.utterance.id for example in group) for group in groups),
             samples=samples,
@@ -248,6 +255,8 @@ class Corpus:
             perturbations=tuple(self._draw(item, epoch) for item in items),
             token_ids=torch.tensor([token_id for ids in token_ids for token_id in ids]),
             token_lengths=torch.tensor(list(map(len, token_ids))),
+            sounds=torch.tensor([sound for group in sounds for sound in group], dtype=torch.long),
+            sound_lengths=torch.tensor(list(map(len, sounds))),
             seconds=sum(length / item.speed for length, item in zip(lengths, items, strict=True)) / audio.SAMPLE_RATE,
         )
 
@@ -264,15 +273,19 @@ class Corpus:
             ids += [*self._separator, *example.token_ids]
         return ids
 
-    def heard(self, batch: Batch, device: torch.device, noises: Tensor | None = None) -> tuple[Tensor, list[int]]:
+    def heard(
+        self, batch: Batch, device: torch.device, recordings: augment.Recordings | None = None
+    ) -> tuple[Tensor, list[int]]:
         """What the network gets of a batch, on its device.
 
-        noises:  the corpus's, on that device.
-        returns: waveforms (B, N) float32, perturbed, and padded by zeros as `asr.audio.pad` does it; and their
-                 lengths in samples with that padding.
+        recordings: the corpus's, on that device.
+        returns:    waveforms (B, N) float32, perturbed, and padded by zeros as `asr.audio.pad` does it; and their
+                    lengths in samples with that padding.
         """
         waveforms = batch.samples.to(device, non_blocking=True).float() / shards.FULL_SCALE
-        waveforms, lengths = augment.apply(waveforms, batch.lengths, batch.perturbations, noises)
+        waveforms, lengths = augment.apply(
+            waveforms, batch.lengths, batch.perturbations, recordings or augment.Recordings()
+        )
         around = [audio.padding(length, *self._padding) for length in lengths]
         padded = [left + length + right for length, (left, right) in zip(lengths, around, strict=True)]
         left = around[0][0]  # the same for all
@@ -291,6 +304,12 @@ class Corpus:
                     yield waiting.popleft().result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _joined_sounds(group: Sequence[Example]) -> tuple[int, ...]:
+    """The sounds of several examples, which are as good as one after another; none if those of one are not known."""
+    known = all(example.sounds for example in group)
+    return tuple(sound for example in group for sound in example.sounds) if known else ()
 
 
 class _UnusableError(Exception):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from asr import ctc, metrics
 from asr.tokens import BLANK, Tokens
 from asr.training import launch
-from asr.training.data import Batch, Corpus, Example
+from asr.training.data import Corpus, Example
 from asr.training.model import AcousticModel
 
 
@@ -33,8 +33,8 @@ def evaluate(
         for items, batch in zip(own, corpus.batches(own, 0), strict=True):
             waveforms, lengths = corpus.heard(batch, model.mean.device)
             features = model.normalised_features(waveforms)
-            log_probs, frames = model.network(features, model.feature_frames(lengths))
-            losses = ctc_losses(log_probs, frames, batch).cpu()
+            log_probs, frames, _ = model.network(features, model.feature_frames(lengths))
+            losses = ctc_losses(log_probs, frames, batch.token_ids, batch.token_lengths).cpu()
             finite = torch.isfinite(losses)
             loss_sum += float(losses[finite].double().sum())
             token_sum += int(batch.token_lengths[finite].sum())
@@ -52,15 +52,22 @@ def rates(scored: Sequence[metrics.Scored]) -> tuple[float, float]:
     return metrics.word_errors(references, hypotheses).rate, metrics.character_errors(references, hypotheses).rate
 
 
-def ctc_losses(log_probs: Tensor, frames: Tensor, batch: Batch) -> Tensor:
-    """CTC losses (B,) in nats. log_probs: (B, T, V); frames: (B,) on the host, as the network takes and gives them."""
+def ctc_losses(
+    log_probs: Tensor, frames: Tensor, targets: Tensor, target_lengths: Tensor, *, zero_infinity: bool = False
+) -> Tensor:
+    """CTC losses (B,) in nats.
+
+    log_probs: (B, T, V); frames: (B,); targets: (sum of U,); target_lengths: (B,). All but the first are on the host.
+    zero_infinity: targets that do not fit into their frames, whose loss is infinite, are left out.
+    """
     return nn.functional.ctc_loss(
         log_probs.transpose(0, 1),
-        batch.token_ids.to(log_probs.device, non_blocking=True),
+        targets.to(log_probs.device, non_blocking=True),
         frames,
-        batch.token_lengths,
+        target_lengths,
         blank=BLANK,
         reduction="none",
+        zero_infinity=zero_infinity,
     )
 
 

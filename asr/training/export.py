@@ -189,10 +189,16 @@ def _quantised(graph: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
 
 def _portable(settings: config.Config) -> dict[str, object]:
     """The settings without the paths of the machine that trained them."""
-    tree = config.to_dict(settings)
-    tree["data"] = {name: value for name, value in tree["data"].items() if name not in ("train", "dev")}
-    tree["augment"] = {name: value for name, value in tree["augment"].items() if name != "noise"}
-    return {name: value for name, value in tree.items() if name != "init"}
+    paths = {
+        "data": ("train", "dev", "cache"),
+        "augment": ("noise", "rooms"),
+        "pronunciation": ("dictionary",),
+    }
+    tree = {name: value for name, value in config.to_dict(settings).items() if name != "init"}
+    for section, left_out in paths.items():
+        if tree[section] is not None:
+            tree[section] = {name: value for name, value in tree[section].items() if name not in left_out}
+    return tree
 
 
 def _runs(model: AcousticModel, data: bytes) -> Iterator[tuple[int, dict[str, np.ndarray], np.ndarray, np.ndarray]]:

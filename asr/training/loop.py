@@ -111,6 +111,10 @@ def train(
     fitted = settings.init is not None and not resumed and warm.start(model, settings, tokens, console)
     warm.parameter_groups(model.network, settings)  # so that a wrong name is told before the audio is decoded
     corpora = _read_corpora(settings, tokens, model, run if fabric.is_global_zero else None, console)
+    if settings.pronunciation and (sounds := corpora[0].pronunciations):
+        model.network.add_sounds(settings.pronunciation.layer, len(sounds))
+        known = sum(bool(example.sounds) for example in corpora[0].examples)
+        console.print(f"pronunciations known: of {known} of {len(corpora[0].examples)} utterances", highlight=False)
     session = _Session(settings, run, fabric, model, tokens, *corpora, console, profiled=profile)
     if resumed:
         session.restore(last)
@@ -183,7 +187,7 @@ class _Session:
         self.profile = Profile(fabric.device, active=profiled)
         # Batches that one update averages: as many as asked for, each process the same number of them.
         self.group = math.ceil(settings.batch.accumulate / fabric.world_size) * fabric.world_size
-        self.noises = train_set.noises.to(fabric.device) if train_set.noises is not None else None
+        self.recordings = train_set.recordings.to(fabric.device)
         self.clock = time.monotonic()
         self.log = Log(run, active=fabric.is_global_zero)
         self.tokens = tokens
@@ -197,7 +201,7 @@ class _Session:
             return
         warm.train_mode(self.model)
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}  # running means of batch.norm
-        self.fabric.backward(self._losses(self.train_set.largest()).sum())
+        self.fabric.backward(self._losses(self.train_set.largest())[1])
         self.optimiser.zero_grad()
         self.model.load_state_dict(buffers, strict=False)
 
@@ -257,10 +261,10 @@ class _Session:
         for number, batch in zip(own, batches, strict=False):
             _seed(settings.seed, state.epoch, number)
             with self.fabric.no_backward_sync(self.network, enabled=number != own[-1]):
-                losses = self._losses(batch)
+                losses, objective = self._losses(batch)
                 with self.profile.part("backward"):
                     # Processes' gradients are averaged: so divided, each token of all their batches weighs the same.
-                    self.fabric.backward(losses.sum() * (world / tokens))
+                    self.fabric.backward(objective * (world / tokens))
             sums += torch.stack([losses.detach().sum(), sums.new_tensor(stop), sums.new_tensor(batch.seconds)])
             all_losses.append(losses.detach())
             ids += batch.ids
@@ -308,19 +312,28 @@ class _Session:
             with self.profile.part("log"):
                 self.log.write({**row, "gradient_norm": norm, "layers": layers}, update.step)
 
-    def _losses(self, batch: Batch) -> Tensor:
-        """CTC losses (B,) in nats, of one batch."""
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """CTC losses (B,) in nats of one batch, and what is minimised: their sum, and if wished the sounds' share."""
         with torch.no_grad():
             with self.profile.part("perturbation"):
-                waveforms, lengths = self.train_set.heard(batch, self.fabric.device, self.noises)
+                waveforms, lengths = self.train_set.heard(batch, self.fabric.device, self.recordings)
             with self.profile.part("features"):
                 features = self.model.normalised_features(waveforms)
                 if self.state.spec_augment and self.settings.augment.spec_augment:
                     features = augment.spec_augment(features, self.settings.augment.spec_augment)
         with self.profile.part("network"):
-            log_probs, frames = self.network(features, self.model.feature_frames(lengths).tolist(), self._chunk())
+            log_probs, frames, sounds = self.network(
+                features, self.model.feature_frames(lengths).tolist(), self._chunk()
+            )
         with self.profile.part("CTC"):
-            return ctc_losses(log_probs, frames, batch)
+            losses = ctc_losses(log_probs, frames, batch.token_ids, batch.token_lengths)
+            objective = losses.sum()
+            if self.settings.pronunciation and sounds is not None:
+                of_sounds = ctc_losses(sounds, frames, batch.sounds, batch.sound_lengths, zero_infinity=True)
+                # Where they are not known, every frame would be taught the blank.
+                known = (batch.sound_lengths > 0).to(of_sounds.device, non_blocking=True)
+                objective = objective + self.settings.pronunciation.weight * (of_sounds * known).sum()
+        return losses, objective
 
     def _chunk(self) -> tuple[int, int] | None:
         """In how many frames, and with how many to their right, this batch is heard; None for whole utterances."""
@@ -461,7 +474,7 @@ class _Session:
         """Write this epoch's weights."""
         if self.fabric.is_global_zero:
             weights = self.ema or self.model.state_dict()
-            checkpoint.save(self._weight_file(self.state.epoch), weights, self.origin)
+            checkpoint.save(self._weight_file(self.state.epoch), checkpoint.lasting(weights), self.origin)
 
     def _remove_weights(self) -> None:
         """Delete the epochs' weights that neither the best model nor the average needs."""
@@ -489,6 +502,7 @@ class _Session:
 
     def finish(self) -> Outcome:
         """Choose between the best epoch and the average, and write the model, its dev report and the plots."""
+        self.model.network.sounds = None  # they have served
         candidates = {f"{self.settings.select} epoch": checkpoint.load(self._weight_file(self._selected()))[0]}
         if len(averaged := self._averaged()) > 1:
             paths = [self._weight_file(epoch) for epoch in averaged]

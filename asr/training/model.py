@@ -134,7 +134,8 @@ class RecurrentLayer(nn.Module):
 class Network(nn.Module):
     """What is trained: normalised features -> log-probabilities.
 
-    forward: features (B, T, F), lengths (B,) frames or None for whole -> log_probs (B, T', V), lengths' (B,) or None;
+    forward: features (B, T, F), lengths (B,) frames or None for whole -> log_probs (B, T', V), lengths' (B,) or None, and
+             log-probabilities (B, T', S) of the sounds in training if they were added, else None;
              lengths are taken and given on the host, for a GPU would have to be asked for them; as plain numbers they stay
              there, where DistributedDataParallel moves tensors to its GPU.
              T' = output_frames(T). Nothing is padded in time, so an utterance gets in a batch what it gets alone.
@@ -161,7 +162,14 @@ class Network(nn.Module):
             layer = RecurrentLayer(size, settings)
             self.layers.append(layer)
             size = layer.size
-        self.output = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, n_tokens))
+        self.output = _output(size, n_tokens)
+        self.sounds: nn.Sequential | None = None
+        self.sounds_layer = 0
+
+    def add_sounds(self, layer: int, n_sounds: int) -> None:
+        """A second output of so many classes, which hears recurrent layer number `layer`, counted from 1, in training."""
+        below: Any = self.layers[layer - 1]
+        self.sounds, self.sounds_layer = _output(below.size, n_sounds), layer
 
     def output_frames(self, n_frames: int) -> int:
         """How many frames come out of T frames of features."""
@@ -169,7 +177,7 @@ class Network(nn.Module):
 
     def forward(
         self, x: Tensor, lengths: Tensor | Sequence[int] | None = None, chunk: tuple[int, int] | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """chunk: output frames of each part and of the context to its right, as a stream hears them; None for the whole."""
         if lengths is not None:
             lengths = torch.as_tensor(lengths, device="cpu")
@@ -177,32 +185,40 @@ class Network(nn.Module):
                 lengths = torch.div(lengths - 3, 2, rounding_mode="floor") + 1
         x = self._subsampled(x)
         if chunk is None and lengths is not None and x.is_cuda:
-            return self._log_probs(self._packed(x, lengths)), lengths
+            return self._outputs(*self._packed(x, lengths), lengths)
         ends = None if lengths is None else lengths.to(x.device, non_blocking=True)
         if chunk is None:
-            for layer in self.layers:
+            lower = x
+            for number, layer in enumerate(self.layers, 1):
                 x = layer(x, ends)
-            return self._log_probs(x), lengths
+                lower = x if number == self.sounds_layer else lower
+            return self._outputs(x, lower, lengths)
         part, context = chunk
         state = self.first_state(x.shape[1]).to(x)
-        outputs = []
+        tops, lowers = [], []
         for start in range(0, len(x), part):
             window = x[start : start + part + context]
             left = None if ends is None else (ends - start).clamp(min=0, max=len(window))
             keep = min(part, len(window))
-            log_probs, state = self.chunk(window, left, keep, state)
-            outputs.append(log_probs[:, :keep])
-        return torch.cat(outputs, dim=1), lengths
+            top, lower, state = self._chunk(window, left, keep, state)
+            tops.append(top[:keep])
+            lowers.append(lower[:keep])
+        return self._outputs(torch.cat(tops), torch.cat(lowers), lengths)
 
-    def _packed(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The layers over packed sequences, (T, B, F) -> (T, B, size): what a GPU is fastest at."""
+    def _packed(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The layers over packed sequences, (T, B, F) -> (T, B, size) twice, as _chunk: what a GPU is fastest at."""
         packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-        data = packed.data
+        data = lower = packed.data
         layer: Any
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, 1):
             data = layer.packed(data, packed.batch_sizes)
+            lower = data if number == self.sounds_layer else lower
         order = packed.sorted_indices, packed.unsorted_indices
-        return pad_packed_sequence(PackedSequence(data, packed.batch_sizes, *order), total_length=len(x))[0]
+
+        def padded(values: Tensor) -> Tensor:
+            return pad_packed_sequence(PackedSequence(values, packed.batch_sizes, *order), total_length=len(x))[0]
+
+        return padded(data), padded(lower) if self.sounds_layer else x
 
     def chunk(self, x: Tensor, lengths: Tensor | None, keep: int | Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities (B, T, V) of a part with its context, subsampled (T, B, F); the state (L S, B, hidden) after it.
@@ -210,12 +226,20 @@ class Network(nn.Module):
         source: Zhang et al. 2016, "Highway Long Short-Term Memory RNNs for Distant Speech Recognition" (latency-controlled
                 bidirectional layers); Xue & Yan 2017, "Improving latency-controlled BLSTM acoustic models".
         """
-        states = []
+        x, _, state = self._chunk(x, lengths, keep, state)
+        return _log_probs(self.output, x), state
+
+    def _chunk(
+        self, x: Tensor, lengths: Tensor | None, keep: int | Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The output of the last layer, and of that which the sounds hear (if none, its own input); the state."""
+        lower, states = x, []
         layer: Any
-        for layer, before in zip(self.layers, state.chunk(len(self.layers)), strict=True):
+        for number, (layer, before) in enumerate(zip(self.layers, state.chunk(len(self.layers)), strict=True), 1):
             x, after = layer.chunk(x, lengths, keep, before)
             states.append(after)
-        return self._log_probs(x), torch.cat(states)
+            lower = x if number == self.sounds_layer else lower
+        return x, lower, torch.cat(states)
 
     def first_state(self, batch: int) -> Tensor:
         """The state of all forward directions before the first frame, (L S, B, hidden) zeros."""
@@ -230,9 +254,11 @@ class Network(nn.Module):
             x = self.conv(x[:, None]).transpose(1, 2).flatten(2)  # (B, C, T', F') -> (B, T', C F')
         return x.transpose(0, 1)
 
-    def _log_probs(self, x: Tensor) -> Tensor:
-        log_probs: Tensor = self.output(x).float().log_softmax(dim=2).transpose(0, 1)
-        return log_probs
+    def _outputs(
+        self, top: Tensor, lower: Tensor, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        sounds = _log_probs(self.sounds, lower) if self.sounds is not None and self.training else None
+        return _log_probs(self.output, top), lengths, sounds
 
 
 class AcousticModel(nn.Module):
@@ -362,6 +388,16 @@ def _rnn(cell: str, input_size: int, hidden: int) -> nn.RNNBase:
     if cell == "lstm":
         bias_ih[hidden : 2 * hidden] = 1.0  # gates in PyTorch's order: input, forget, cell, output
     return rnn
+
+
+def _output(size: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(size), nn.Linear(size, classes))
+
+
+def _log_probs(output: nn.Module, x: Tensor) -> Tensor:
+    """(T, B, size) -> (B, T, classes), in float32 whatever the layers' precision."""
+    log_probs: Tensor = output(x).float().log_softmax(dim=2).transpose(0, 1)
+    return log_probs
 
 
 def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:

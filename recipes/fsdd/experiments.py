@@ -105,7 +105,7 @@ def reach(model: AcousticModel) -> tuple[np.ndarray, np.ndarray]:
     for utterance in [u for u in manifest.read(HERE / "data" / "test_connected.jsonl") if u.duration_s > 3][:20]:
         waveform = audio.pad(audio.read(utterance.audio), model.receptive_field, model.frame_shift)
         features = model.normalised_features(torch.from_numpy(waveform)[None]).requires_grad_()
-        log_probs, _ = model.network(features)
+        log_probs = model.network(features)[0]
         t = round(2.5 * audio.SAMPLE_RATE / model.frame_shift)
         (gradient,) = torch.autograd.grad(log_probs[0, t].max(), features)
         norms = gradient[0].norm(dim=1)[: t * model.subsampling + 3].flip(0)[:frames].numpy()
