@@ -1,7 +1,7 @@
 """Speech recognition with recurrent CTC networks: train with PyTorch, run without it.
 
 >>> from asr import Recognizer
->>> recognizer = Recognizer("digits")
+>>> recognizer = Recognizer()
 >>> print(recognizer.transcribe("recording.wav").text)  # doctest: +SKIP
 """
 

@@ -35,6 +35,7 @@ _LEAST_PIECE = 1 << 13
 # An MP3 announces up to two frames of 1152 samples more than it decodes to (at most 1344 seen in 2241 real ones).
 _MP3_SURPLUS = 2304
 _MAX_CHANNELS = 64
+_MAX_PEAK = 100.0  # of float samples: far above what lossy formats overshoot by, and below 16-bit integers as floats
 _MAX_SAMPLE = 1e10  # samples of 32 bits are sometimes left unscaled; the power of much more is infinite in float32
 _MIN_RATE = 1000  # Hz; no speech is left below, and one piece of a file with 1 Hz in its header would take 4 GB
 _UNKNOWN_LENGTH = 1 << 48  # frames; libsndfile gives 2^63 - 1 where the header has no length
@@ -208,7 +209,8 @@ def as_waveform(samples: np.ndarray, sample_rate: int) -> np.ndarray:
 
     samples: (N,) or (N, channels); floats with full scale +-1, or integers of any width with their own full scale.
     returns: (N',) float32, mono, 16 kHz.
-    raises:  AudioError if it is empty, of another shape (channels first, say) or type, or not finite.
+    raises:  AudioError if it is empty, of another shape (channels first, say) or type, not finite, or floats that are
+             no samples of full scale +-1.
     """
     if sample_rate <= 0:
         raise AudioError(f"expected a sample rate in Hz above 0, got {sample_rate}")
@@ -226,6 +228,8 @@ def as_waveform(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which the check reports
         waveform = np.asarray(samples if samples.ndim == 1 else samples.mean(axis=1), dtype=np.float32)
     _check_finite(waveform, "the waveform")
+    if (peak := float(np.abs(waveform).max())) > _MAX_PEAK:
+        raise AudioError(f"expected samples of full scale +-1, got a peak of {peak:g}; divide them by 32768, perhaps")
     return resample(waveform, sample_rate, SAMPLE_RATE)
 
 

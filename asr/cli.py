@@ -37,8 +37,17 @@ app.add_typer(cli_lm.app, name="lm")
 app.add_typer(cli_manifest.app, name="import")
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A model file (.onnx), a run folder, or a name.")]
-Beam = Annotated[int, typer.Option(help="Width of the beam search; 1 is greedy decoding.", min=1)]
-Lm = Annotated[str | None, typer.Option("--lm", help="A language model: of asr lm train, ARPA, or 'bundled'.")]
+Beam = Annotated[
+    int, typer.Option(help="Width of the beam search; 1 is greedy decoding. A language model wants 16 or more.", min=1)
+]
+Lm = Annotated[
+    str | None,
+    typer.Option(
+        "--lm",
+        help="A language model: of asr lm train, ARPA, 'bundled' for NAME.lm beside the model's NAME.onnx, or 'none'.",
+        show_default="bundled, of a model by name, unless with --beam 1 or --grammar",
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -66,12 +75,12 @@ def transcribe(
         list[str],
         typer.Argument(help="Recordings, folders of them, patterns; - reads from a pipe.", show_default=False),
     ],
-    model: Model = "digits",
+    model: Model = "english",
     formats: Annotated[
         str, typer.Option("--format", "-f", help="txt, srt, vtt, tsv, json, ctm, textgrid; several with commas.")
     ] = "txt",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write files into this folder.")] = None,
-    beam: Beam = 16,
+    beam: Beam = 128,
     lm: Lm = None,
     decoding: Weights = None,
     hotwords: HotWords = None,
@@ -95,7 +104,6 @@ def transcribe(
     from time import perf_counter
 
     from asr import batch
-    from asr.network import find_model
     from asr.recognizer import Recognizer
 
     kinds = _formats(formats)
@@ -112,7 +120,7 @@ def transcribe(
         (n_best > 1 and kinds != ["json"], "--n-best", "only the format json has room for it: -f json"),
         (n_best > beam, "--n-best", f"the beam of {beam} ends with no more texts than that: --beam {n_best}"),
     )
-    options = _steering(beam, lm, decoding, hotwords, grammar, reject) | {"threads": threads, "n_best": n_best}
+    options = _steering(model, beam, lm, decoding, hotwords, grammar, reject) | {"threads": threads, "n_best": n_best}
     started = perf_counter()
     recordings, nothing = ({Path("stdin"): Path("stdin")}, []) if piped else batch.find(inputs, recursive=recursive)
     if output is None and len(recordings) > 1 and kinds[0] not in ("txt", "ctm"):
@@ -126,8 +134,9 @@ def transcribe(
     if verbose and todo:
         count = batch.processes(len(todo), jobs)
         recognizer = Recognizer(model, **options)
-        terminal.note(f"model {recognizer.name}, {find_model(model)}, {count} process{'es' * (count > 1)}")
+        terminal.note(f"{_models(recognizer)}, {count} process{'es' * (count > 1)}")
         _note_unspelt(recognizer)
+        del recognizer  # every process loads its own
     hint = "; --skip-existing goes on from here" if output and not piped else ""
     if piped and todo:
         with terminal.interruptible(hint):
@@ -172,8 +181,8 @@ def live(
         str | None, typer.Option("--device", "-d", help="A microphone's number or name.", show_default="the system's")
     ] = None,
     list_devices: Annotated[bool, typer.Option("--list-devices", help="The microphones there are.")] = False,
-    model: Model = "digits",
-    beam: Beam = 16,
+    model: Model = "english",
+    beam: Beam = 128,
     lm: Lm = None,
     decoding: Weights = None,
     hotwords: HotWords = None,
@@ -222,7 +231,7 @@ def live(
         (file is not None and device is not None, "--device", "--from asks for a file instead"),
         (file is None and speed is not None, "--speed", "is of a file that is played: --from FILE"),
     )
-    steering = _steering(beam, lm, decoding, hotwords, grammar, reject)
+    steering = _steering(model, beam, lm, decoding, hotwords, grammar, reject)
     if list_devices:
         for one in microphone.devices():
             default = ", the default" * one.default
@@ -331,13 +340,13 @@ def adapt(
     terminal.show("".join(f"{one}\n" for one in compared))
 
 
-@app.command(epilog="Example: `asr evaluate runs/digits recipes/fsdd/data/test.jsonl`")
+@app.command(epilog="Example: `asr evaluate english data/test.jsonl`")
 def evaluate(
     model: Annotated[
         str, typer.Argument(help="A run folder, a model file (.onnx), or a bundled name.", show_default=False)
     ],
     manifest: Annotated[Path, typer.Argument(help="JSON lines with the true texts.", show_default=False)],
-    beam: Beam = 16,
+    beam: Beam = 128,
     lm: Lm = None,
     decoding: Weights = None,
     hotwords: HotWords = None,
@@ -370,7 +379,7 @@ def evaluate(
         (plot is not None and not calibration, "--plot", "shows the confidences: --calibration"),
         (plot is not None and plot.suffix != ".png", "--plot", "expected a file's name that ends in .png"),
     )
-    steering = _steering(beam, lm, decoding, hotwords, grammar, reject)
+    steering = _steering(model, beam, lm, decoding, hotwords, grammar, reject)
     for wanted in (output, plot):
         if wanted is not None:
             terminal.refuse_existing(wanted, overwrite)
@@ -395,11 +404,13 @@ def evaluate(
         known = [confidence.right_words(one.reference, one.hypothesis) for one in scored]
         reliable = confidence.reliability(np.array(sure), np.concatenate(known))
     if as_json:
-        figures = report.to_json() | {"failed": failures}
+        language_model = None if recognizer.lm_path is None else str(recognizer.lm_path)
+        figures = report.to_json() | {"failed": failures, "language_model": language_model}
         if reliable is not None:
             figures["calibration"] = reliable.to_json()
         terminal.show(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     else:
+        terminal.show(f"{_models(recognizer)}\n\n")
         report.render(Console())
         if reliable is not None:
             reliable.render(Console())
@@ -450,6 +461,10 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="The model's name.", show_default="the training's")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="A quarter of the size, and faster on a CPU.")] = False,
+    temperature: Annotated[
+        float,
+        typer.Option(min=0.1, max=10, help="Divides the logits: above 1 for a network that is too sure of itself."),
+    ] = 1.0,
     manifest: Annotated[
         Path | None, typer.Option(help="Measure the WER on this, of int8 beside float32, and keep it in the file.")
     ] = None,
@@ -460,32 +475,32 @@ def export(
 
     from asr.training import export as exporter
 
-    exporter.export(run, output, name=name, int8=int8, overwrite=overwrite)
+    exporter.export(run, output, name=name, int8=int8, temperature=temperature, overwrite=overwrite)
     typer.echo(f"{output}: {output.stat().st_size / 1e6:.2f} MB", err=True)
     if manifest is not None:
         rates = {"int8" if int8 else "float32": _word_error_rate(output, manifest)}
         if int8:
             with tempfile.TemporaryDirectory() as folder:
-                exporter.export(run, Path(folder) / "float.onnx")
+                exporter.export(run, Path(folder) / "float.onnx", temperature=temperature)
                 rates["float32"] = _word_error_rate(Path(folder) / "float.onnx", manifest)
         exporter.annotate(output, {"greedy WER on " + manifest.name: rates})
         typer.echo(", ".join(f"WER {kind} {rate:.2%}" for kind, rate in rates.items()), err=True)
 
 
-@app.command(epilog="Example: `asr info digits`")
+@app.command(epilog="Example: `asr info english`")
 def info(
     model: Annotated[
         str, typer.Argument(help="A model file (.onnx), a run folder, or a name.", show_default=False)
-    ] = "digits",
+    ] = "english",
     as_json: Annotated[bool, typer.Option("--json", help="The whole card as JSON.")] = False,
 ) -> None:
     """What a model file is: vocabulary, features, network, training, licence, figures."""
     import json
 
-    from asr.network import find_model
+    from asr.network import find_lm, find_model
     from asr.recognizer import Recognizer
 
-    path = find_model(_as_onnx(model))
+    path, lm = find_model(_as_onnx(model)), find_lm(model)
     recognizer = Recognizer(path)
     card, tokens = recognizer.card, recognizer.tokens
     longer = [symbol for symbol in tokens.symbols[1:] if len(symbol) > 1]
@@ -514,6 +529,7 @@ def info(
     rows = {
         "name": card["name"],
         "file": f"{path} ({path.stat().st_size / 1e6:.2f} MB, {card.get('precision', 'float32')})",
+        "language model": lm and f"{lm} ({lm.stat().st_size / 1e6:.2f} MB)",
         "trained on": card.get("description"),
         "licence": card.get("licence"),
         "features": filled("{kind}, " + columns, features),
@@ -608,7 +624,7 @@ def tune(
     ],
     manifest: Annotated[Path, typer.Argument(help="A dev set, never a test set: JSON lines.", show_default=False)],
     lm: Lm = None,
-    beam: Beam = 16,
+    beam: Beam = 128,
     closed: Annotated[bool, typer.Option("--closed", help="Only words that the language model knows.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the settings, change nothing.")] = False,
 ) -> None:
@@ -623,20 +639,21 @@ def tune(
     from asr.recognizer import Recognizer
     from asr.text import normaliser
 
-    if closed and lm is None:
-        raise typer.BadParameter("is for a language model: --lm FILE", param_hint="--closed")
+    _refuse((closed and not _has_lm(model, lm, beam), "--closed", "is for a language model: --lm FILE"))
     path = find_model(model)
     if not dry_run and not os.access(path.parent, os.W_OK):  # before the work
         raise AsrError(f"{path}: no permission to write beside it; copy the model to where you may, or use --dry-run")
-    recognizer = Recognizer(path, beam=beam, lm=lm, decoding={"unknown": None} if closed else None)
+    utterances = read(manifest)
+    recognizer = Recognizer(model, beam=beam, lm=lm, decoding={"unknown": None} if closed else None)
     _note_unspelt(recognizer)
+    terminal.note(_models(recognizer))
     normalise = normaliser(recognizer.card.get("normaliser", "none"))
     examples: list[tuning.Example] = []
     failed = 0
     decoders = {"greedy": Decoder(recognizer.tokens, beam=1), "beam": Decoder(recognizer.tokens, beam=beam)}
     best: tuning.Trial | None = None
     with terminal.interruptible("; nothing was changed"), terminal.progress(Console(stderr=True)) as progress:
-        for utterance in progress.track(read(manifest), description="running the network"):
+        for utterance in progress.track(utterances, description="running the network"):
             try:
                 waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
                 examples.append(tuning.Example(recognizer.log_probs(waveform), normalise(utterance.text)))
@@ -720,11 +737,18 @@ def _refuse(*faults: tuple[object, str, str]) -> None:
 
 
 def _steering(
-    beam: int, lm: str | None, decoding: str | None, hotwords: Path | None, grammar: Path | None, reject: float | None
+    model: str,
+    beam: int,
+    lm: str | None,
+    decoding: str | None,
+    hotwords: Path | None,
+    grammar: Path | None,
+    reject: float | None,
 ) -> dict[str, Any]:
     """What the options say, as arguments of a Recognizer."""
+    idle = decoding is not None and not _has_lm(model, lm, beam, grammar)
     _refuse(
-        (decoding is not None and lm is None, "--decoding", "steers a language model: --lm FILE"),
+        (idle, "--decoding", "steers a language model: --lm FILE"),
         (reject is not None and grammar is None, "--reject", "is for a grammar: --grammar FILE"),
     )
     from dataclasses import fields
@@ -742,6 +766,19 @@ def _steering(
         except ValueError:
             raise typer.BadParameter(f"'{part}': expected a number, got {value!r}", param_hint="--decoding") from None
     return {"beam": beam, "lm": lm, "decoding": weights, "hotwords": hotwords, "grammar": grammar, "reject": reject}
+
+
+def _has_lm(model: str, lm: str | None, beam: int, grammar: Path | None = None) -> bool:
+    """Whether a Recognizer with these arguments heeds a language model."""
+    from asr.recognizer import default_lm
+
+    return default_lm(model, beam, grammar) is not None if lm is None else lm != "none"
+
+
+def _models(recognizer: Recognizer) -> str:
+    """What recognises, in words."""
+    lm = f"language model {recognizer.lm_path}" if recognizer.lm_path else "no language model"
+    return terminal.line(f"model {recognizer.name}, {recognizer.network.path}, {lm}")
 
 
 def _note_unspelt(recognizer: Recognizer) -> None:

@@ -92,7 +92,7 @@ def greedy(log_probs: np.ndarray) -> Hypothesis:
 
 def beam(
     log_probs: np.ndarray,
-    beam: int = 16,
+    beam: int = 128,
     n_best: int = 1,
     scorers: Sequence[Scorer] = (),
     *,
@@ -154,7 +154,7 @@ class BeamSearch:
     def __init__(
         self,
         n_tokens: int,
-        beam: int = 16,
+        beam: int = 128,
         scorers: Sequence[Scorer] = (),
         *,
         token_floor: float = _NEVER,

@@ -41,7 +41,7 @@ class Decoder:
         self,
         tokens: Tokens,
         *,
-        beam: int = 16,
+        beam: int = 128,
         lm: NgramModel | None = None,
         decoding: Decoding | None = None,
         hotwords: Mapping[str, float] | None = None,

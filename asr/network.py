@@ -18,7 +18,7 @@ from asr.tokens import TokenError, Tokens
 
 # The newest metadata that this version understands: 1 was of networks that only hear whole utterances, 3 is of subwords.
 SCHEMA = 3
-DEFAULT_MODEL = "digits"
+DEFAULT_MODEL = "english"
 MAX_RECEPTIVE_S = 30.0  # of one frame's convolutions; no network of sense comes near it
 _MAX_STATE = 1 << 20  # numbers
 _MAX_MEMORY = 8 << 30  # bytes, for all networks of a process; twice what 20 minutes take in a large one
@@ -153,6 +153,16 @@ def find_model(model: str | Path | None) -> Path:
     except OSError as error:  # a name too long, a folder above it that may not be entered
         what = str(error.strerror)
     raise ModelError(f"{path}: expected a model file (.onnx) or one of the names {', '.join(named)}; got {what}")
+
+
+def find_lm(model: str | Path | None) -> Path | None:
+    """The language model that comes with a model given by name: beside its file, of the same name with the suffix .lm.
+
+    None where there is none; and for a model given by path, which what happens to lie in the same folder must not change.
+    """
+    named = models().get(str(Path(model if model is not None else DEFAULT_MODEL)))
+    lm = named and named.with_suffix(".lm")
+    return lm if lm and lm.exists() else None
 
 
 @functools.cache

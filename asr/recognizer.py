@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from asr.decoder import Decoder, runs
 from asr.fusion import Decoding, FusionError
 from asr.grammar import Grammar
 from asr.lm import NgramModel
-from asr.network import ModelError, Network, find_model
+from asr.network import ModelError, Network, find_lm, find_model
 from asr.text import normaliser
 from asr.tokens import BLANK
 from asr.transcript import Alternatives, Transcript, Word, sounded_out
@@ -25,6 +26,7 @@ from asr.transcript import Alternatives, Transcript, Word, sounded_out
 MAX_S = 20 * 60.0  # in one pass of the network; more would need gigabytes
 _WINDOW_S = 30.0  # of a long recording, in each pass
 _CONTEXT_S = 2.0  # heard on either side of the frames that a pass contributes
+_END_S = stream.Endpointing().pause  # so much silence ends an utterance
 _MIN_PAUSE_S = 0.3  # a cut is made within at least so much silence, if there is any
 _Kind = TypeVar("_Kind", Decoding, Calibration)
 
@@ -34,8 +36,8 @@ class Recognizer:
 
     model:    path of an ONNX file, or the name of a model in the user's folder or in the package; the default if not given.
     beam:     prefixes kept by the beam search; 1 without anything below is greedy decoding.
-    lm:       a language model: a file in ARPA format or of `asr lm train`, the model itself, or "bundled" for the file
-              beside the model's, of the same name and with the suffix .lm.
+    lm:       a language model: a file in ARPA format or of `asr lm train`, the model itself, "bundled" for the file
+              beside the model's, of the same name and with the suffix .lm, or "none". If not given, see default_lm.
     decoding: settings of asr.fusion.Decoding that differ from those that `asr tune` has stored in the model's file.
     hotwords: words and phrases to expect, as a file or a list: "Kubernetes^5" with the boost in nats, or without.
     grammar:  a file of phrases or JSGF that the text is restricted to.
@@ -43,6 +45,8 @@ class Recognizer:
     n_best:   how many texts of each stretch of speech the transcripts list as alternatives, if more than one.
     threads:  of onnxruntime. One is best: a recurrent network has a step to wait for, and more threads slow it down.
     raises:   ModelError, and the errors of asr.lm, asr.fusion, asr.hotwords and asr.grammar.
+
+    lm_path:  the language model's file; None without one, and for one that was given itself.
 
     >>> Recognizer("digits").transcribe("tests/data/7_jackson_0.wav").text  # doctest: +SKIP
     'seven'
@@ -52,7 +56,7 @@ class Recognizer:
         self,
         model: str | Path | None = None,
         *,
-        beam: int = 16,
+        beam: int = 128,
         lm: str | Path | NgramModel | None = None,
         decoding: Mapping[str, Any] | None = None,
         hotwords: str | Path | Iterable[str] | None = None,
@@ -69,7 +73,19 @@ class Recognizer:
         self.card, self.name, self.tokens = self.network.card, self.network.name, self.network.tokens
         self.frame_shift_s = self.network.frame_shift_s
         self.n_best = n_best
-        self.lm = self._language_model(lm)
+        if lm is None:
+            lm = default_lm(model, beam, grammar)
+        elif lm == "none":
+            lm = None
+        elif lm == "bundled":
+            lm = self.network.path.with_suffix(".lm")
+            if not lm.exists():
+                raise ModelError(
+                    f"{lm}: there is no language model beside {self.network.path.name}; name a file instead"
+                )
+        self._has_grammar = grammar is not None
+        self.lm_path = Path(lm) if isinstance(lm, str | Path) else None
+        self.lm = NgramModel.load(lm) if isinstance(lm, str | Path) else lm
         self.decoding = replace(_numbers(Decoding, self.card.get("decoding")) or Decoding(), **(decoding or {}))
         normalise = normaliser(self.card.get("normaliser", "none"))
         boosts = None
@@ -90,17 +106,6 @@ class Recognizer:
             reject=reject,
             calibration=_numbers(Calibration, calibrations.get(kind) if isinstance(calibrations, dict) else None),
         )
-
-    def _language_model(self, lm: str | Path | NgramModel | None) -> NgramModel | None:
-        if lm is None or isinstance(lm, NgramModel):
-            return lm
-        if lm == "bundled":
-            lm = self.network.path.with_suffix(".lm")
-            if not lm.exists():
-                raise ModelError(
-                    f"{lm}: there is no language model beside {self.network.path.name}; name a file instead"
-                )
-        return NgramModel.load(lm)
 
     def log_probs(self, waveform: np.ndarray) -> np.ndarray:
         """CTC log-probabilities of one utterance.
@@ -147,7 +152,7 @@ class Recognizer:
                 samples += len(block)
                 yield block
 
-        for first_frame, log_probs in self._stretches(counted()):
+        for first_frame, log_probs in self._utterances(counted()):
             found = self.decoder(log_probs)
             offset_s = first_frame * self.frame_shift_s
             words += self.decoder.words(found, log_probs, self.frame_shift_s, offset_s)
@@ -169,6 +174,18 @@ class Recognizer:
         return stream.Stream(
             self.network, self.decoder, chunk_s=chunk_s, right_context_s=right_context_s, endpointing=endpointing
         )
+
+    def _utterances(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+        """The stretches, parted also at every pause that ends an utterance live, as they are decoded.
+
+        A language model would rather hear one long word across a pause than two. A grammar's sentences may have pauses.
+        """
+        for first_frame, log_probs in self._stretches(blocks):
+            starts, ends = runs(self.decoder.silent(log_probs))
+            long = ((ends - starts) * self.frame_shift_s >= _END_S) & (starts > 0) & (ends < len(log_probs))
+            cuts = [] if self._has_grammar else ((starts + ends)[long] // 2).tolist()
+            for start, end in pairwise([0, *cuts, len(log_probs)]):
+                yield first_frame + start, log_probs[start:end]
 
     def _stretches(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         """The recording's log-probabilities from pause to pause: the number of the first frame, and (T, V).
@@ -221,6 +238,15 @@ class Recognizer:
         if len(log_probs) * self.frame_shift_s < 2 * _WINDOW_S:
             return 0
         return int(log_probs[:, BLANK].argmax()) + 1
+
+
+def default_lm(model: str | Path | None, beam: int, grammar: str | Path | None = None) -> Path | None:
+    """The language model of a Recognizer that is given none: what comes with a model given by name, see find_lm.
+
+    None with a beam of 1, which asks for greedy decoding, and with a grammar, among whose sentences a general model prefers
+    the usual ones: of a list with every sentence of recipes/english's dev set it found 106 of 243 right, without 122.
+    """
+    return None if beam == 1 or grammar is not None else find_lm(model)
 
 
 def _numbers(kind: type[_Kind], stored: object) -> _Kind | None:

@@ -374,7 +374,8 @@ def test_bad_input(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     given = set(tmp_path.rglob("*"))
 
-    done = cli("transcribe", *case.arguments, timeout=60)
+    model = [] if "-m" in case.arguments else ["-m", "digits"]
+    done = cli("transcribe", *model, *case.arguments, timeout=60)
     complaints = done.stderr.splitlines()
     assert len(complaints) == len(case.complaints), done.stderr
     for complaint, expected in zip(complaints, case.complaints, strict=True):

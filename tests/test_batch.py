@@ -103,7 +103,7 @@ def test_processes_change_nothing(folder: Path) -> None:
 
 
 def test_command_on_a_folder(cli: Cli, folder: Path, tmp_path: Path) -> None:
-    done = cli("transcribe", "-r", folder, "-f", "txt,srt,json", "-o", "texts")
+    done = cli("transcribe", "-m", "digits", "-r", folder, "-f", "txt,srt,json", "-o", "texts")
     assert done.returncode == 0
     assert done.stdout == ""
     assert "3 of 3 recordings" in done.stderr
@@ -113,7 +113,7 @@ def test_command_on_a_folder(cli: Cli, folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "texts/inner/c.txt").read_text() == "five seven nine zero\n"
 
     (tmp_path / "texts/b.srt").unlink()  # as if interrupted
-    again = cli("transcribe", "-r", folder, "-f", "txt,srt,json", "-o", "texts", "--skip-existing")
+    again = cli("transcribe", "-m", "digits", "-r", folder, "-f", "txt,srt,json", "-o", "texts", "--skip-existing")
     assert again.returncode == 0
     assert "1 of 3 recordings" in again.stderr
     assert "2 skipped" in again.stderr
@@ -121,27 +121,27 @@ def test_command_on_a_folder(cli: Cli, folder: Path, tmp_path: Path) -> None:
 
 
 def test_quiet(cli: Cli, folder: Path) -> None:
-    done = cli("transcribe", "-q", folder)
+    done = cli("transcribe", "-m", "digits", "-q", folder)
     assert done.stderr == ""
     assert done.stdout.splitlines() == [f"{folder / 'a.WAV'}\tthree", f"{folder / 'b.wav'}\tseven"]
 
 
 def test_several_formats_need_a_folder(cli: Cli, folder: Path) -> None:
-    done = cli("transcribe", folder, "-f", "txt,srt")
+    done = cli("transcribe", "-m", "digits", folder, "-f", "txt,srt")
     assert done.returncode == 2
     assert "-o DIR" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["json", "srt", "vtt", "tsv", "textgrid"])
 def test_several_recordings_cannot_share_stdout(cli: Cli, folder: Path, kind: str) -> None:
-    done = cli("transcribe", folder, "-f", kind)
+    done = cli("transcribe", "-m", "digits", folder, "-f", kind)
     assert (done.returncode, done.stdout) == (2, "")
     assert "-o DIR" in done.stderr
-    assert cli("transcribe", folder / "b.wav", "-f", kind).returncode == 0
+    assert cli("transcribe", "-m", "digits", folder / "b.wav", "-f", kind).returncode == 0
 
 
 def test_ctm_of_several_names_each(cli: Cli, folder: Path) -> None:
-    lines = cli("transcribe", folder, "-f", "ctm").stdout.splitlines()
+    lines = cli("transcribe", "-m", "digits", folder, "-f", "ctm").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["a", "b"]
 
 
@@ -183,7 +183,7 @@ def test_threads(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(TELL_THREADS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    done = cli("transcribe", "-q", folder, *arguments)
+    done = cli("transcribe", "-m", "digits", "-q", folder, *arguments)
     assert done.returncode == 0
     told = done.stderr.splitlines()
     assert told == [f"{count} threads" for count in threads[: len(told)]]
@@ -193,11 +193,11 @@ def test_threads(
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_verbose(cli: Cli, folder: Path, jobs: int) -> None:
     (folder / "c.wav").touch()
-    done = cli("transcribe", "-v", "-j", jobs, folder)
-    assert done.stdout == cli("transcribe", "-q", folder).stdout
+    done = cli("transcribe", "-m", "digits", "-v", "-j", jobs, folder)
+    assert done.stdout == cli("transcribe", "-m", "digits", "-q", folder).stdout
     model, first, second, broken, summary = done.stderr.splitlines()
     assert model.startswith("model digits, /")
-    assert model.endswith(f"digits.onnx, {jobs} process{'es' * (jobs > 1)}")
+    assert model.endswith(f"digits.onnx, no language model, {jobs} process{'es' * (jobs > 1)}")
     for line, path in ((first, folder / "a.WAV"), (second, folder / "b.wav")):
         said, _, rest = line.partition(" s of audio, 1 word, in ")
         name, _, seconds = said.rpartition(": ")
@@ -220,7 +220,7 @@ def test_ctrl_c(tmp_path: Path, jobs: int, moment: str) -> None:
     (tmp_path / "talks").mkdir()
     for number in range(300):
         (tmp_path / f"talks/{number}.flac").symlink_to(DATA / "connected_digits.flac")
-    command = [sys.executable, "-m", "asr", "transcribe", "talks", "-o", "out", "--jobs", str(jobs), "--verbose"]
+    command = [sys.executable, "-m", "asr", "transcribe", "-m", "digits", "talks", "-o", "out", "-j", str(jobs), "-v"]
     options = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     # As from a terminal: what a script starts in the background ignores Ctrl-C, and hands that on.
     with subprocess.Popen(

@@ -30,21 +30,21 @@ def one_line(text: str) -> str:
 
 
 def test_transcribe_prints_text_only(cli: Cli) -> None:
-    done = cli("transcribe", DIGITS)
+    done = cli("transcribe", "-m", "digits", DIGITS)
     assert (done.returncode, done.stdout, done.stderr) == (0, "five seven nine zero\n", "")
 
 
 def test_transcribe_greedy_agrees_on_clear_speech(cli: Cli) -> None:
-    assert cli("transcribe", "--beam", 1, DIGITS).stdout == "five seven nine zero\n"
+    assert cli("transcribe", "-m", "digits", "--beam", 1, DIGITS).stdout == "five seven nine zero\n"
 
 
 def test_transcribe_several_names_each(cli: Cli) -> None:
-    done = cli("transcribe", DIGITS, DATA / "7_jackson_0.wav")
+    done = cli("transcribe", "-m", "digits", DIGITS, DATA / "7_jackson_0.wav")
     assert done.stdout == f"{DIGITS}\tfive seven nine zero\n{DATA / '7_jackson_0.wav'}\tseven\n"
 
 
 def test_transcribe_json_has_times_in_order(cli: Cli) -> None:
-    transcript = json.loads(cli("transcribe", "--format", "json", DIGITS).stdout)
+    transcript = json.loads(cli("transcribe", "-m", "digits", "--format", "json", DIGITS).stdout)
     words = transcript["words"]
     assert [word["text"] for word in words] == ["five", "seven", "nine", "zero"]
     edges = [time for word in words for time in (word["start_s"], word["end_s"])]
@@ -54,15 +54,15 @@ def test_transcribe_json_has_times_in_order(cli: Cli) -> None:
 
 
 def test_transcribe_to_folder_never_overwrites(cli: Cli, tmp_path: Path) -> None:
-    assert cli("transcribe", DIGITS, "-o", "out/deep").returncode == 0
+    assert cli("transcribe", "-m", "digits", DIGITS, "-o", "out/deep").returncode == 0
     written = tmp_path / "out/deep/connected_digits.txt"
     assert written.read_text() == "five seven nine zero\n"
     written.write_text("mine")
-    again = cli("transcribe", DIGITS, "-o", "out/deep")
+    again = cli("transcribe", "-m", "digits", DIGITS, "-o", "out/deep")
     assert again.returncode == 1
     assert "exists already" in one_line(again.stderr)
     assert written.read_text() == "mine"
-    assert cli("transcribe", DIGITS, "-o", "out/deep", "--overwrite").returncode == 0
+    assert cli("transcribe", "-m", "digits", DIGITS, "-o", "out/deep", "--overwrite").returncode == 0
     assert written.read_text() == "five seven nine zero\n"
 
 
@@ -70,7 +70,7 @@ def test_transcribe_refuses_two_inputs_for_one_output(cli: Cli, tmp_path: Path) 
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         shutil.copy(DATA / "7_jackson_0.wav", tmp_path / folder / "same.wav")
-    done = cli("transcribe", "a/same.wav", "b/same.wav", "-o", "out")
+    done = cli("transcribe", "-m", "digits", "a/same.wav", "b/same.wav", "-o", "out")
     assert done.returncode == 1
     assert "belongs to a/same.wav already" in done.stderr
     assert (tmp_path / "out/same.txt").read_text() == "seven\n"
@@ -78,7 +78,7 @@ def test_transcribe_refuses_two_inputs_for_one_output(cli: Cli, tmp_path: Path) 
 
 def test_one_bad_file_stops_no_other(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "empty.wav").touch()
-    done = cli("transcribe", "empty.wav", DIGITS, "missing.wav")
+    done = cli("transcribe", "-m", "digits", "empty.wav", DIGITS, "missing.wav")
     assert done.returncode == 1
     assert done.stdout == f"{DIGITS}\tfive seven nine zero\n"
     complaints = done.stderr.splitlines()
@@ -89,7 +89,7 @@ def test_one_bad_file_stops_no_other(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_pipe(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "asr", "transcribe", "-"]
+    command = [sys.executable, "-m", "asr", "transcribe", "-m", "digits", "-"]
     wav = tmp_path / "digits.wav"
     samples, rate = soundfile.read(DIGITS, dtype="int16")
     soundfile.write(wav, samples, rate, subtype="PCM_16")
@@ -107,7 +107,7 @@ def test_a_pipe(tmp_path: Path) -> None:
 
 def in_a_pipe(folder: Path, *arguments: str, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
     """Without data, the pipe stays open and empty: who reads it waits until the test fails."""
-    command = [sys.executable, "-m", "asr", "transcribe", "-", *arguments]
+    command = [sys.executable, "-m", "asr", "transcribe", "-m", "digits", "-", *arguments]
     options = {"cwd": folder, "capture_output": True, "timeout": 20, "check": False}
     if data is not None:
         return subprocess.run(command, input=data, **options)
@@ -148,21 +148,21 @@ def test_a_pipe_verbose(tmp_path: Path) -> None:
 
 def test_silence_is_empty_text(cli: Cli, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "silence.wav", np.zeros(16000), 16000)
-    done = cli("transcribe", "silence.wav")
+    done = cli("transcribe", "-m", "digits", "silence.wav")
     assert (done.returncode, done.stdout) == (0, "\n")
 
 
 @pytest.mark.parametrize("count", [1, 100, 399, 400, 1000])
 def test_shorter_than_a_frame(cli: Cli, tmp_path: Path, count: int) -> None:
     soundfile.write(tmp_path / "short.wav", np.full(count, 0.1), 16000)
-    done = cli("transcribe", "short.wav")
+    done = cli("transcribe", "-m", "digits", "short.wav")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("nosuch", "expected a model file (.onnx) or one of the names digits; got no such file"),
+        ("nosuch", "expected a model file (.onnx) or one of the names digits, english; got no such file"),
         (".", "got a folder"),
         ("text.onnx", "expected a model (ONNX) written by asr export"),
         ("bare.onnx", "without its metadata"),
@@ -195,8 +195,8 @@ def test_bad_models(cli: Cli, tmp_path: Path, model: str, message: str) -> None:
 
 def test_wrong_usage_exits_2(cli: Cli) -> None:
     assert cli("transcribe").returncode == 2
-    assert cli("transcribe", "--format", "docx", DIGITS).returncode == 2
-    assert cli("transcribe", "--beam", "0", DIGITS).returncode == 2
+    assert cli("transcribe", "-m", "digits", "--format", "docx", DIGITS).returncode == 2
+    assert cli("transcribe", "-m", "digits", "--beam", "0", DIGITS).returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -214,14 +214,14 @@ def test_wrong_usage_exits_2(cli: Cli) -> None:
     ids=str,
 )
 def test_nothing_is_ignored_in_silence(cli: Cli, tmp_path: Path, arguments: list[object], message: str) -> None:
-    done = cli("transcribe", *arguments)
+    done = cli("transcribe", "-m", "digits", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in " ".join(done.stderr.split())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
-    command = f"{sys.executable} -m asr transcribe {DIGITS} {DIGITS} {DIGITS} | true"
+    command = f"{sys.executable} -m asr transcribe -m digits {DIGITS} {DIGITS} {DIGITS} | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
 
@@ -229,9 +229,9 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (f"transcribe {DIGITS} {DIGITS.with_name('7_jackson_0.wav')} >&-", "standard output: is closed"),
-        ("info >&-", "standard output: is closed"),
-        ("transcribe - <&-", "standard input: expected audio, got a closed pipe"),
+        (f"transcribe -m digits {DIGITS} {DIGITS.with_name('7_jackson_0.wav')} >&-", "standard output: is closed"),
+        ("info digits >&-", "standard output: is closed"),
+        ("transcribe -m digits - <&-", "standard input: expected audio, got a closed pipe"),
     ],
 )
 def test_closed_streams(arguments: str, complaint: str) -> None:
@@ -242,13 +242,13 @@ def test_closed_streams(arguments: str, complaint: str) -> None:
 
 
 def test_closed_stdout_is_not_needed_for_files(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m asr transcribe {DIGITS} -o out >&- 2>&-"
+    command = f"{sys.executable} -m asr transcribe -m digits {DIGITS} -o out >&- 2>&-"
     assert subprocess.run(["bash", "-c", command], cwd=tmp_path, check=False).returncode == 0
     assert (tmp_path / "out/connected_digits.txt").read_text() == "five seven nine zero\n"
 
 
 def test_a_name_with_newline_stays_one_line(cli: Cli) -> None:
-    done = cli("transcribe", "no\nsuch.wav")
+    done = cli("transcribe", "-m", "digits", "no\nsuch.wav")
     assert "no such.wav" in one_line(done.stderr)
 
 
@@ -392,7 +392,7 @@ def test_a_run_folder_without_a_model(cli: Cli, run: Path) -> None:
 def test_a_folder_called_as_a_model_does_not_hide_it(cli: Cli, run: Path, tmp_path: Path) -> None:
     (run / "model.onnx").write_text("not a model")
     run.rename(tmp_path / "digits")
-    assert cli("transcribe", DIGITS).stdout == "five seven nine zero\n"
+    assert cli("transcribe", "-m", "digits", DIGITS).stdout == "five seven nine zero\n"
 
 
 # --- doctor, summary, train ---

@@ -24,6 +24,7 @@ from asr.network import find_model
 
 DIGITS, SEVEN, THREE = DATA / "connected_digits.flac", DATA / "7_jackson_0.wav", DATA / "3_nicolas_0.wav"
 TEXT = "Five seven, nine zero!\none two three\nthree four five\nseven\n\nthree\nnine zero one\n"
+TRANSCRIBE = ("transcribe", "-m", "digits")
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "zero"]
 
 
@@ -101,7 +102,7 @@ def test_from_text_to_transcript(cli: Cli, text: Path, tmp_path: Path) -> None:
     assert told[0] == "15 words in 6 lines (1 empty ones skipped); 8 words known, 0 times another one"
     assert told[-1].startswith("models/d.lm: 0.0 MB, 11 1-grams, 18 2-grams, ")
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["d.lm"]
-    done = cli("transcribe", DIGITS, "--lm", "models/d.lm")
+    done = cli(*TRANSCRIBE, DIGITS, "--lm", "models/d.lm")
     assert (done.returncode, done.stdout, done.stderr) == (0, "five seven nine zero\n", "")
 
 
@@ -111,7 +112,7 @@ def test_every_format_serves(asr: Run, text: Path, name: str, characters: list[o
     assert asr("lm", "train", text, "-o", name, *characters).status == 0
     start = {"d.lm": b"\x89asr-lm", "d.arpa": b"\\data\\", "d.arpa.gz": b"\x1f\x8b"}[name]
     assert (tmp_path / name).read_bytes().startswith(start)
-    assert asr("transcribe", DIGITS, "--lm", name) == (0, "five seven nine zero\n", "")
+    assert asr(*TRANSCRIBE, DIGITS, "--lm", name) == (0, "five seven nine zero\n", "")
     assert asr("lm", "perplexity", name, text).status == 0
     if name == "d.arpa":
         assert asr("lm", "info", name).text.startswith("1-grams     17\n" if characters else "1-grams     11\n")
@@ -120,10 +121,10 @@ def test_every_format_serves(asr: Run, text: Path, name: str, characters: list[o
 def test_a_model_decides(asr: Run, tmp_path: Path) -> None:
     """A model in which all speak of "nine" and "five" alone, heeded beyond all reason."""
     kneserney.train(["nine five nine"] * 50, order=2).save(tmp_path / "nine.lm")
-    done = asr("transcribe", SEVEN, "--lm", "nine.lm", "--decoding", "lm_weight=5,unknown=never")
+    done = asr(*TRANSCRIBE, SEVEN, "--lm", "nine.lm", "--decoding", "lm_weight=5,unknown=never")
     assert done.status == 0
     assert set(done.text.split()) <= {"nine", "five"}
-    assert asr("transcribe", SEVEN, "--lm", "nine.lm", "--decoding", "lm_weight=0,unknown=0").text == "seven\n"
+    assert asr(*TRANSCRIBE, SEVEN, "--lm", "nine.lm", "--decoding", "lm_weight=0,unknown=0").text == "seven\n"
 
 
 def test_texts_of_all_kinds_train(asr: Run, dev: Path, tmp_path: Path) -> None:
@@ -315,10 +316,10 @@ def test_evaluate_with_all_that_steers(asr: Run, lm: Path, dev: Path, tmp_path: 
 
 def test_hot_words_steer(asr: Run, tmp_path: Path) -> None:
     (tmp_path / "hot.txt").write_text("\n# names\n\nsevenn^10\n  \nZero\n\n")  # not what was said
-    assert asr("transcribe", DIGITS).text == "five seven nine zero\n"
-    assert asr("transcribe", DIGITS, "--hotwords", "hot.txt").text == "five sevenn nine zero\n"
+    assert asr(*TRANSCRIBE, DIGITS).text == "five seven nine zero\n"
+    assert asr(*TRANSCRIBE, DIGITS, "--hotwords", "hot.txt").text == "five sevenn nine zero\n"
     (tmp_path / "empty.txt").touch()
-    assert asr("transcribe", DIGITS, "--hotwords", "empty.txt") == (0, "five seven nine zero\n", "")
+    assert asr(*TRANSCRIBE, DIGITS, "--hotwords", "empty.txt") == (0, "five seven nine zero\n", "")
 
 
 JSGF = "#JSGF V1.0;\ngrammar digits;\npublic <s> = <d>+;\n<d> = {};\n"
@@ -336,19 +337,19 @@ JSGF = "#JSGF V1.0;\ngrammar digits;\npublic <s> = <d>+;\n<d> = {};\n"
 )
 def test_grammars_restrict(asr: Run, grammar: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "g.txt").write_text(grammar)
-    assert asr("transcribe", DIGITS, "--grammar", "g.txt") == (0, expected + "\n", "")
+    assert asr(*TRANSCRIBE, DIGITS, "--grammar", "g.txt") == (0, expected + "\n", "")
 
 
 def test_rejection(asr: Run, tmp_path: Path) -> None:
     (tmp_path / "g.txt").write_text("five nine zero\n")
-    assert asr("transcribe", DIGITS, "--grammar", "g.txt", "--reject", 100).text == "five nine zero\n"
-    assert asr("transcribe", DIGITS, "--grammar", "g.txt", "--reject", 0.1).text == "\n"
+    assert asr(*TRANSCRIBE, DIGITS, "--grammar", "g.txt", "--reject", 100).text == "five nine zero\n"
+    assert asr(*TRANSCRIBE, DIGITS, "--grammar", "g.txt", "--reject", 0.1).text == "\n"
     (tmp_path / "g.txt").write_text("five seven nine zero\n")
-    assert asr("transcribe", DIGITS, "--grammar", "g.txt", "--reject", 0.1).text == "five seven nine zero\n"
+    assert asr(*TRANSCRIBE, DIGITS, "--grammar", "g.txt", "--reject", 0.1).text == "five seven nine zero\n"
 
 
 def test_n_best(asr: Run, lm: Path) -> None:
-    done = asr("transcribe", DIGITS, "--n-best", 3, "-f", "json")
+    done = asr(*TRANSCRIBE, DIGITS, "--n-best", 3, "-f", "json")
     assert (done.status, done.complaint) == (0, "")
     found = json.loads(done.text)
     (stretch,) = found["alternatives"]
@@ -357,15 +358,15 @@ def test_n_best(asr: Run, lm: Path) -> None:
     scores = [one["score"] for one in stretch["texts"]]
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
-    assert "alternatives" not in json.loads(asr("transcribe", DIGITS, "-f", "json").text)
-    closed = asr("transcribe", DIGITS, "--n-best", 2, "-f", "json", "--lm", lm, "--decoding", "unknown=never")
+    assert "alternatives" not in json.loads(asr(*TRANSCRIBE, DIGITS, "-f", "json").text)
+    closed = asr(*TRANSCRIBE, DIGITS, "--n-best", 2, "-f", "json", "--lm", lm, "--decoding", "unknown=never")
     for one in json.loads(closed.text)["alternatives"][0]["texts"]:
         assert set(one["text"].split()) <= set(WORDS)
 
 
 def test_several_processes_steer_alike(cli: Cli, lm: Path, tmp_path: Path) -> None:
     (tmp_path / "g.txt").write_text("five nine zero\nseven\n")
-    done = cli("transcribe", "-q", "-j", 2, DIGITS, SEVEN, "--lm", lm, "--grammar", "g.txt")
+    done = cli(*TRANSCRIBE, "-q", "-j", 2, DIGITS, SEVEN, "--lm", lm, "--grammar", "g.txt")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{DIGITS}\tfive nine zero\n{SEVEN}\tseven\n"
 
@@ -375,7 +376,7 @@ def test_words_that_cannot_be_spelt_are_counted_and_listed(asr: Run, dev: Path, 
     (tmp_path / "mixed.txt").write_text(text)
     asr("lm", "train", "mixed.txt", "-o", "mixed.lm", "--normaliser", "none")
     listed = "6 words of the language model cannot be spelt by digits: a, b, c, d, y, ...\n"
-    assert asr("transcribe", "-v", DIGITS, "--lm", "mixed.lm").complaint.splitlines(keepends=True)[1] == listed
+    assert asr(*TRANSCRIBE, "-v", DIGITS, "--lm", "mixed.lm").complaint.splitlines(keepends=True)[1] == listed
     assert asr("evaluate", "digits", dev, "--lm", "mixed.lm").complaint.startswith(listed)
     assert asr("tune", "digits", dev, "--lm", "mixed.lm", "--dry-run", "--beam", 1).complaint.startswith(listed)
 
@@ -389,28 +390,93 @@ def test_a_model_beside_the_recogniser_is_bundled(asr: Run, own: Path, lm: Path)
     assert asr("transcribe", "-m", own, DIGITS, "--lm", "bundled") == (0, "five seven nine zero\n", "")
 
 
+@pytest.fixture
+def mine(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model known by its name, and beside it a language model that knows but "nine" and "five"."""
+    folder = tmp_path / "known"
+    folder.mkdir()
+    own.rename(folder / "mine.onnx")
+    kneserney.train(["nine five nine"] * 50, order=2).save(folder / "mine.lm")
+    monkeypatch.setenv("ASR_MODELS", str(folder))
+    return folder / "mine.lm"
+
+
+HEED = ("--decoding", "lm_weight=5,unknown=never")
+
+
+def test_every_command_heeds_the_language_model_of_a_name(asr: Run, mine: Path) -> None:
+    onnx = mine.with_suffix(".onnx")
+    transcribed = asr("transcribe", "-v", "-m", "mine", SEVEN, *HEED)
+    assert transcribed.complaint.startswith(f"model digits, {onnx}, language model {mine}, 1 process\n")
+    live = asr("live", "-q", "-m", "mine", "--from", SEVEN, "--speed", 0, *HEED)
+    dev = manifest(mine.with_name("dev.jsonl"), [(SEVEN, "seven")])
+    evaluated = asr("evaluate", "mine", dev, "-o", "said.jsonl", "--json", *HEED)
+    report = json.loads(evaluated.text)
+    assert report["language_model"] == str(mine)
+    assert report["wer"] == 1
+    for said in (transcribed.text, live.text, json.loads(Path("said.jsonl").read_text())["hypothesis"]):
+        assert set(said.split()) <= {"nine", "five"}
+    assert asr("evaluate", "mine", dev).text.startswith(f"model digits, {onnx}, language model {mine}\n")
+    assert f"language model  {mine} (0.00 MB)\n" in asr("info", "mine").text
+    tuned = asr("tune", "mine", dev, "--dry-run", "--closed", "--beam", 2)
+    assert f"model digits, {onnx}, language model {mine}\n" in tuned.complaint
+    assert "\nlm: WER 100.00%" in tuned.text
+
+
+def test_every_command_goes_without_it(asr: Run, mine: Path) -> None:
+    onnx = mine.with_suffix(".onnx")
+    dev = manifest(mine.with_name("dev.jsonl"), [(SEVEN, "seven")])
+    for named in (["mine", "--lm", "none"], ["mine", "--beam", 1], [onnx]):
+        done = asr("transcribe", SEVEN, "-v", "-m", *named)
+        assert done.text == "seven\n"
+        assert done.complaint.startswith(f"model digits, {onnx}, no language model, 1 process\n")
+        assert asr("live", "-q", "--from", SEVEN, "--speed", 0, "-m", *named).text == "seven\n"
+        done = asr("evaluate", *named[:1], dev, *named[1:], "--json")
+        report = json.loads(done.text)
+        assert (report["language_model"], report["wer"]) == (None, 0)
+        assert asr("tune", *named[:1], dev, *named[1:], "--dry-run").text.startswith("greedy: WER 0.00%")
+        for wrong in (["transcribe", SEVEN, "-m", *named, *HEED], ["tune", *named[:1], dev, *named[1:], "--closed"]):
+            assert asr(*wrong).status == 2
+    assert "language model" not in asr("info", onnx).text
+
+
+def test_several_processes_heed_it_too(cli: Cli, mine: Path) -> None:
+    done = cli("transcribe", "-q", "-j", 2, "-m", "mine", DIGITS, SEVEN, *HEED)
+    assert done.returncode == 0
+    words = [set(line.partition("\t")[2].split()) for line in done.stdout.splitlines()]
+    assert len(words) == 2
+    assert all(said <= {"nine", "five"} for said in words)
+
+
+def test_commands_speak_of_english_unless_told_otherwise(asr: Run) -> None:
+    lm = find_model("english").with_suffix(".lm")
+    assert asr("info").text == asr("info", "english").text
+    done = asr("transcribe", "-v", SEVEN)
+    assert done.complaint.startswith(f"model english, {lm.with_suffix('.onnx')}, language model {lm}, 1 process\n")
+
+
 # --- Wrong usage ---
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["transcribe", DIGITS, "--decoding", "lm_weight=1"], "--decoding: steers a language model: --lm FILE"),
-        (["transcribe", DIGITS, "--reject", 1], "--reject: is for a grammar: --grammar FILE"),
-        (["transcribe", DIGITS, "--reject", -1, "--grammar", "g"], "greater than or equal to 0"),
-        (["transcribe", DIGITS, "--reject", "nan", "--grammar", "g"], "greater than or equal to 0"),
-        (["transcribe", DIGITS, "--reject", "much", "--grammar", "g"], "valid number"),
-        (["transcribe", DIGITS, "--n-best", 3], "--n-best: only the format json has room for it: -f json"),
-        (["transcribe", DIGITS, "--n-best", 3, "-f", "json,txt", "-o", "out"], "only the format json has room"),
+        ([*TRANSCRIBE, DIGITS, "--decoding", "lm_weight=1"], "--decoding: steers a language model: --lm FILE"),
+        ([*TRANSCRIBE, DIGITS, "--reject", 1], "--reject: is for a grammar: --grammar FILE"),
+        ([*TRANSCRIBE, DIGITS, "--reject", -1, "--grammar", "g"], "greater than or equal to 0"),
+        ([*TRANSCRIBE, DIGITS, "--reject", "nan", "--grammar", "g"], "greater than or equal to 0"),
+        ([*TRANSCRIBE, DIGITS, "--reject", "much", "--grammar", "g"], "valid number"),
+        ([*TRANSCRIBE, DIGITS, "--n-best", 3], "--n-best: only the format json has room for it: -f json"),
+        ([*TRANSCRIBE, DIGITS, "--n-best", 3, "-f", "json,txt", "-o", "out"], "only the format json has room"),
         (
-            ["transcribe", DIGITS, "--n-best", 17, "-f", "json"],
-            "the beam of 16 ends with no more texts than that: --beam 17",
+            [*TRANSCRIBE, DIGITS, "--n-best", 129, "-f", "json"],
+            "the beam of 128 ends with no more texts than that: --beam 129",
         ),
-        (["transcribe", DIGITS, "--n-best", 0, "-f", "json"], "greater than or equal to 1"),
-        (["transcribe", DIGITS, "--lm", "d.lm", "--decoding", "lm_weight=much"], "expected a number, got 'much'"),
-        (["transcribe", DIGITS, "--lm", "d.lm", "--decoding", "lm_weight"], "expected a number, got ''"),
-        (["transcribe", DIGITS, "--lm", "d.lm", "--decoding", "word_bonus=never"], "expected a number, got 'never'"),
-        (["transcribe", DIGITS, "--lm", "d.lm", "--decoding", "lm_wieght=1"], "did you mean 'lm_weight'?"),
+        ([*TRANSCRIBE, DIGITS, "--n-best", 0, "-f", "json"], "greater than or equal to 1"),
+        ([*TRANSCRIBE, DIGITS, "--lm", "d.lm", "--decoding", "lm_weight=much"], "expected a number, got 'much'"),
+        ([*TRANSCRIBE, DIGITS, "--lm", "d.lm", "--decoding", "lm_weight"], "expected a number, got ''"),
+        ([*TRANSCRIBE, DIGITS, "--lm", "d.lm", "--decoding", "word_bonus=never"], "expected a number, got 'never'"),
+        ([*TRANSCRIBE, DIGITS, "--lm", "d.lm", "--decoding", "lm_wieght=1"], "did you mean 'lm_weight'?"),
         (["evaluate", "digits", "dev.jsonl", "--plot", "p.png"], "--plot: shows the confidences: --calibration"),
         (["evaluate", "digits", "dev.jsonl", "--plot", "p.doc", "--calibration"], "a file's name that ends in .png"),
         (["evaluate", "digits", "dev.jsonl", "--decoding", "unknown=-1"], "steers a language model"),
@@ -471,7 +537,7 @@ def test_unusual_arpa_files_serve(asr: Run, content: str, tmp_path: Path) -> Non
     assert (done.status, done.complaint) == (0, "")
     assert done.text.startswith("1-grams     48\n2-grams     173\n")
     # Hardly a word of it can be spelt with the letters of digits, but some can.
-    done = asr("transcribe", "-v", SEVEN, "--lm", "a.arpa")
+    done = asr(*TRANSCRIBE, "-v", SEVEN, "--lm", "a.arpa")
     assert (done.status, done.text) == (0, "seven\n")
     assert "words of the language model cannot be spelt by digits: " in done.complaint
 
@@ -559,7 +625,7 @@ def test_bad_language_models(
 ) -> None:
     write(tmp_path / "a.lm", content)
     for arguments in (
-        ["transcribe", DIGITS, "--lm", "a.lm"],
+        [*TRANSCRIBE, DIGITS, "--lm", "a.lm"],
         ["lm", "info", "a.lm"],
         ["lm", "perplexity", "a.lm", text],
     ):
@@ -571,7 +637,7 @@ def test_a_language_model_of_another_script(asr: Run, dev: Path, tmp_path: Path)
     complaint = (
         "expected words spelt with 'efghinorstuvwxz', got ['да']: normalise the model's text as the recogniser's was"
     )
-    assert_refused(asr("transcribe", DIGITS, "--lm", "a.lm"), complaint)
+    assert_refused(asr(*TRANSCRIBE, DIGITS, "--lm", "a.lm"), complaint)
     assert_refused(asr("tune", "digits", dev, "--lm", "a.lm"), complaint)
 
 
@@ -585,7 +651,7 @@ def test_a_language_model_of_another_script(asr: Run, dev: Path, tmp_path: Path)
     ],
 )
 def test_weights_without_sense(asr: Run, lm: Path, weights: str, complaint: str) -> None:
-    assert_refused(asr("transcribe", DIGITS, "--lm", lm, "--decoding", weights), complaint)
+    assert_refused(asr(*TRANSCRIBE, DIGITS, "--lm", lm, "--decoding", weights), complaint)
 
 
 TEXTS: dict[str, tuple[bytes | str, list[str], str]] = {
@@ -658,19 +724,19 @@ GRAMMARS: dict[str, tuple[bytes | str, str]] = {
 @pytest.mark.parametrize(("content", "complaint"), HOT_WORDS.values(), ids=HOT_WORDS)
 def test_bad_hot_words(asr: Run, content: bytes | str, complaint: str, tmp_path: Path) -> None:
     write(tmp_path / "a.txt", content)
-    assert_refused(asr("transcribe", DIGITS, "--hotwords", "a.txt"), complaint)
+    assert_refused(asr(*TRANSCRIBE, DIGITS, "--hotwords", "a.txt"), complaint)
 
 
 @pytest.mark.parametrize(("content", "complaint"), GRAMMARS.values(), ids=GRAMMARS)
 def test_bad_grammars(asr: Run, content: bytes | str, complaint: str, tmp_path: Path) -> None:
     write(tmp_path / "a.txt", content)
-    assert_refused(asr("transcribe", DIGITS, "--grammar", "a.txt"), complaint)
+    assert_refused(asr(*TRANSCRIBE, DIGITS, "--grammar", "a.txt"), complaint)
 
 
 def test_files_that_are_not_there(asr: Run, tmp_path: Path, own: Path, dev: Path) -> None:
     for option, what in (("--hotwords", "file of hot words"), ("--grammar", "grammar")):
-        assert_refused(asr("transcribe", DIGITS, option, "a.txt"), f"a.txt: no such {what}; check the path")
-        assert_refused(asr("transcribe", DIGITS, option, "."), ".: cannot be read: Is a directory")
+        assert_refused(asr(*TRANSCRIBE, DIGITS, option, "a.txt"), f"a.txt: no such {what}; check the path")
+        assert_refused(asr(*TRANSCRIBE, DIGITS, option, "."), ".: cannot be read: Is a directory")
     assert_refused(
         asr("tune", "b.onnx", dev), "b.onnx: expected a model file (.onnx) or one of the names *; got no such file"
     )
@@ -679,7 +745,7 @@ def test_files_that_are_not_there(asr: Run, tmp_path: Path, own: Path, dev: Path
     manifest(dev, [(SEVEN, ""), (tmp_path / "gone.wav", "one")])
     done = asr("tune", own, dev)
     assert (done.status, done.text) == (1, "")
-    missing, none = done.complaint.splitlines()
+    _, missing, none = done.complaint.splitlines()
     assert missing.endswith("/gone.wav: no such file; check the path")
     assert none.endswith("dev.jsonl: expected recordings with texts to tune on, got none that can be used")
     assert own.read_bytes() == kept
@@ -699,8 +765,8 @@ sys.addaudithook(refuse)
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["transcribe", DIGITS, "--lm", "locked"], "locked: cannot be read: Permission denied"),
-        (["transcribe", DIGITS, "--hotwords", "locked"], "locked: cannot be read: Permission denied"),
+        ([*TRANSCRIBE, DIGITS, "--lm", "locked"], "locked: cannot be read: Permission denied"),
+        ([*TRANSCRIBE, DIGITS, "--hotwords", "locked"], "locked: cannot be read: Permission denied"),
         (["lm", "train", "locked", "-o", "a.lm"], "locked: cannot be read: Permission denied"),
         (["lm", "train", "digits.txt", "-o", "locked.lm"], "locked.lm: cannot be written: Permission denied"),
     ],

@@ -82,6 +82,19 @@ def test_card(tmp_path: Path) -> None:
     assert "secret" not in json.dumps(card)  # no path of the machine that trained it
 
 
+def test_a_temperature_divides_the_logits(tmp_path: Path) -> None:
+    _, path = saved(tmp_path, settings_of())
+    export.export(path, tmp_path / "sure.onnx")
+    export.export(path, tmp_path / "less.onnx", temperature=1.5)
+    waveform = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+    sure, less = (Recognizer(tmp_path / f"{name}.onnx") for name in ("sure", "less"))
+    divided = sure.log_probs(waveform) / 1.5
+    np.testing.assert_allclose(
+        less.log_probs(waveform), divided - np.log(np.exp(divided).sum(axis=1, keepdims=True)), atol=1e-4
+    )
+    assert (sure.card["training"], less.card["training"]) == ({"epochs": 3}, {"epochs": 3, "temperature": 1.5})
+
+
 def test_refuses_a_graph_that_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, path = saved(tmp_path, settings_of())
     load = onnx.load

@@ -133,7 +133,7 @@ for name in {sorted(HEAVY)}:
 import asr, asr.cli
 from asr import Recognizer
 print(Recognizer("digits").transcribe({str(DATA / "connected_digits.flac")!r}).text)
-sys.argv = ["asr", "transcribe", {str(DATA / "7_jackson_0.wav")!r}]
+sys.argv = ["asr", "transcribe", "-m", "digits", {str(DATA / "7_jackson_0.wav")!r}]
 asr.cli.main()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

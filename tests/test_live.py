@@ -55,7 +55,7 @@ def twice(tmp_path: Path, spoken: np.ndarray) -> Path:
 
 def start(folder: Path, *arguments: object, **options: Any) -> subprocess.Popen[str]:
     """`asr live`, which hears Ctrl-C as from a terminal, wherever the tests run."""
-    command = [sys.executable, "-m", "asr", "live", *map(str, arguments)]
+    command = [sys.executable, "-m", "asr", "live", "-m", "digits", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": folder}
     return subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes | options)
 
@@ -64,10 +64,11 @@ def start(folder: Path, *arguments: object, **options: Any) -> subprocess.Popen[
 
 
 def test_lines_of_text_and_nothing_else(cli: Cli) -> None:
-    done = cli("live", "--from", DIGITS, "--speed", 0)
+    done = cli("live", "-m", "digits", "--from", DIGITS, "--speed", 0)
     assert (done.returncode, done.stdout) == (0, f"{SAID}\n")
     assert done.stderr == "listening to connected_digits.flac, 16000 Hz; Ctrl-C ends\n"
-    quiet = cli("live", "--from", DIGITS, "--speed", 0, "--quiet", "--chunk", 0.64, "--right-context", 0.4)
+    options = ["--quiet", "--chunk", 0.64, "--right-context", 0.4]
+    quiet = cli("live", "-m", "digits", "--from", DIGITS, "--speed", 0, *options)
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, f"{SAID}\n", "")
 
 
@@ -86,7 +87,7 @@ def test_the_sound_is_kept(cli: Cli, tmp_path: Path, spoken: np.ndarray) -> None
     talk, kept = tmp_path / "talk.wav", tmp_path / "kept.wav"
     loud = audio.resample(spoken, SAMPLE_RATE, 44_100)
     soundfile.write(talk, np.stack([loud, loud / 2], axis=1), 44_100, subtype="FLOAT")
-    done = cli("live", "--from", talk, "--speed", 0, "--save", kept)
+    done = cli("live", "-m", "digits", "--from", talk, "--speed", 0, "--save", kept)
     assert done.stdout == f"{SAID}\n"
     assert soundfile.info(kept).subtype == "PCM_16"
     heard, rate = soundfile.read(kept, dtype="float32")
@@ -94,10 +95,10 @@ def test_the_sound_is_kept(cli: Cli, tmp_path: Path, spoken: np.ndarray) -> None
     assert len(heard) == pytest.approx(len(spoken), abs=2)
     common = min(len(heard), len(spoken))
     assert np.sqrt(np.mean((heard[:common] - 0.75 * spoken[:common]) ** 2)) < 2e-3  # what lies near 8 kHz is lost
-    again = cli("live", "--from", talk, "--speed", 0, "--save", kept)
+    again = cli("live", "-m", "digits", "--from", talk, "--speed", 0, "--save", kept)
     assert (again.returncode, again.stdout) == (1, "")
     assert again.stderr == f"asr: {kept}: the file exists already; use --overwrite, or name another\n"
-    assert cli("live", "--from", talk, "--speed", 0, "--save", kept, "--overwrite").returncode == 0
+    assert cli("live", "-m", "digits", "--from", talk, "--speed", 0, "--save", kept, "--overwrite").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_the_sound_is_kept(cli: Cli, tmp_path: Path, spoken: np.ndarray) -> None
 def test_files_of_the_whole_session(
     cli: Cli, tmp_path: Path, twice: Path, options: list[str], names: list[str]
 ) -> None:
-    assert cli("live", "--from", twice, "--speed", 0, *options).stdout == f"{SAID}\n" * 2
+    assert cli("live", "-m", "digits", "--from", twice, "--speed", 0, *options).stdout == f"{SAID}\n" * 2
     twice.unlink()
     written = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     assert [str(path.relative_to(tmp_path)) for path in written] == names
@@ -123,7 +124,7 @@ def test_files_of_the_whole_session(
             words = json.loads(path.read_text())["words"]
             assert [word["text"] for word in words] == f"{SAID} {SAID}".split()
             assert words[4]["start_s"] - words[0]["start_s"] == pytest.approx(6.0, abs=0.1)
-    refused = cli("live", "--from", DIGITS, "--speed", 0, *options)
+    refused = cli("live", "-m", "digits", "--from", DIGITS, "--speed", 0, *options)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "exists already" in refused.stderr
 
@@ -138,7 +139,7 @@ def test_files_of_the_whole_session(
         (["--from", "talk.wav", "--save", "./talk.wav", "--overwrite"], "the file that is played"),
         (["--from", DIGITS, "--device", "1"], "a file instead"),
         (["--speed", "0"], "--from FILE"),
-        (["--decoding", "lm_weight=1"], "--lm FILE"),
+        (["-m", "digits", "--decoding", "lm_weight=1"], "--lm FILE"),
         (["--vad-level", "10"], "equal to 0"),
     ],
 )
@@ -157,7 +158,7 @@ def test_wrong_inputs(cli: Cli, tmp_path: Path) -> None:
         (["--from", DIGITS, "--chunk", 99], "expected chunks of"),
         (["--from", DIGITS, "--save", "missing/talk.wav", "--lm", "nothing"], "nothing"),
     ):
-        done = cli("live", "--quiet", *options)
+        done = cli("live", "-m", "digits", "--quiet", *options)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
         assert message in done.stderr
 
@@ -166,7 +167,7 @@ def test_what_was_heard_before_a_file_breaks_off(cli: Cli, tmp_path: Path, twice
     soundfile.write(tmp_path / "whole.flac", *soundfile.read(twice))
     whole = (tmp_path / "whole.flac").read_bytes()
     (tmp_path / "cut.flac").write_bytes(whole[: len(whole) * 3 // 4])
-    done = cli("live", "--quiet", "--from", "cut.flac", "--speed", 0, "-o", "talk")
+    done = cli("live", "-m", "digits", "--quiet", "--from", "cut.flac", "--speed", 0, "-o", "talk")
     assert done.returncode == 1
     assert done.stdout.startswith(f"{SAID}\n")
     assert (tmp_path / "talk.txt").read_text().split() == done.stdout.split()
@@ -177,7 +178,7 @@ def test_a_terminal(tmp_path: Path) -> None:
     """Finals with their times, the text so far, the level and the lag, all of it redrawn in place."""
     master, slave = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
-    with start(tmp_path, "--from", DIGITS, "--speed", 4, "-m", "digits", stdout=slave, stderr=slave, env=environment):
+    with start(tmp_path, "--from", DIGITS, "--speed", 4, stdout=slave, stderr=slave, env=environment):
         os.close(slave)
         drawn = b""
         with contextlib.suppress(OSError):  # that the other end is closed
@@ -260,7 +261,8 @@ def test_a_full_disk_does_not_end_recognition(tmp_path: Path) -> None:
     def limit() -> None:  # to what a file may grow, which is an error alike
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
-    command = [sys.executable, "-m", "asr", "live", "--quiet", "--from", DIGITS, "--speed", "0", "--save", "talk.wav"]
+    command = [sys.executable, "-m", "asr", "live", "-m", "digits", "--quiet"]
+    command += ["--from", DIGITS, "--speed", "0", "--save", "talk.wav"]
     done = subprocess.run(command, preexec_fn=limit, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, f"{SAID}\n")
     assert done.stderr.startswith(
@@ -307,8 +309,8 @@ def test_the_gate_does_not_depend_on_the_pieces() -> None:
 
 
 def test_speech_passes_the_gate(cli: Cli) -> None:
-    assert cli("live", "--from", DIGITS, "--speed", 0, "--vad-level", -50).stdout == f"{SAID}\n"
-    assert cli("live", "--from", DIGITS, "--speed", 0, "--vad-level", 0).stdout == ""
+    assert cli("live", "-m", "digits", "--from", DIGITS, "--speed", 0, "--vad-level", -50).stdout == f"{SAID}\n"
+    assert cli("live", "-m", "digits", "--from", DIGITS, "--speed", 0, "--vad-level", 0).stdout == ""
 
 
 # --- what is lost ---

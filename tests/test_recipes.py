@@ -365,6 +365,7 @@ def test_english_joins_corpora(speechocean762: Path, digits: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     train, dev, test, single = read(tmp_path / "out", "train", "dev", "test_common_voice", "test_digits")
     assert (len(train), len(dev), len(test), len(single)) == (18 + 1 + 80 + 8, 1 + 2, 1, 20)
+    assert len(read(tmp_path / "out", "train_voices")[0]) == 1 + 80
     assert len(read(tmp_path / "out/speechocean762", "test")[0]) == 3
     (sample,) = read(tmp_path / "out", "test_librispeech")
     assert not {utterance.audio for utterance in sample} & {utterance.audio for utterance in train}

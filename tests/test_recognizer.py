@@ -8,18 +8,22 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from conftest import DATA
+from rapidfuzz.distance import Levenshtein
 
-from asr import Recognizer, audio, manifest
+from asr import Recognizer, audio, kneserney, manifest
 from asr.audio import AudioError
+from asr.lm import LmError
 from asr.network import ModelError, find_model
 from asr.recognizer import MAX_S
+from asr.tokens import BLANK
 
-DIGITS = DATA / "connected_digits.flac"
+DIGITS, SEVEN = DATA / "connected_digits.flac", DATA / "7_jackson_0.wav"
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +88,66 @@ def test_threads_share_one_recogniser(recognizer: Recognizer) -> None:
     assert transcripts == [recognizer.transcribe(DIGITS), recognizer.transcribe(DATA / "7_jackson_0.wav")] * 6
 
 
-def test_default_is_bundled() -> None:
-    assert Recognizer().transcribe(DIGITS).text == "five seven nine zero"
+def test_the_default_is_english_with_its_language_model() -> None:
+    recognizer = Recognizer()
+    assert (recognizer.name, recognizer.lm_path) == ("english", find_model("english").with_suffix(".lm"))
+    heard = recognizer.transcribe(DATA / "common_voice_en_23410397.mp3").text.split()
+    said = "romanians germans and russians also lived in the city"
+    assert Levenshtein.distance(said.split(), heard) <= 2
+
+
+@pytest.fixture
+def nine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model of the user's, `mine`, and beside it a language model that knows but "nine" and "five"."""
+    monkeypatch.setenv("ASR_MODELS", str(tmp_path))
+    shutil.copy(find_model("digits"), tmp_path / "mine.onnx")
+    kneserney.train(["nine five nine"] * 50, order=2).save(tmp_path / "mine.lm")
+    return tmp_path / "mine.lm"
+
+
+HEED = {"lm_weight": 5, "unknown": None}  # beyond all reason
+
+
+@pytest.mark.parametrize("options", [{}, {"lm": "bundled", "beam": 1}, {"hotwords": ["zero"]}], ids=str)
+def test_a_model_by_name_brings_its_language_model(nine: Path, options: dict[str, Any]) -> None:
+    recognizer = Recognizer("mine", decoding=HEED, **options)
+    assert recognizer.lm_path == nine
+    assert set(recognizer.transcribe(SEVEN).text.split()) <= {"nine", "five"}
+
+
+@pytest.mark.parametrize("options", [{"lm": "none"}, {"beam": 1}, {"grammar": "g.txt"}], ids=str)
+def test_what_goes_without_it(nine: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(nine.parent)
+    Path("g.txt").write_text("seven\nnine\n")
+    recognizer = Recognizer("mine", decoding=HEED, **options)
+    assert (recognizer.lm, recognizer.lm_path) == (None, None)
+    assert recognizer.transcribe(SEVEN).text == "seven"
+
+
+def test_a_model_by_path_does_not_bring_it(nine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Recognizer(nine.with_suffix(".onnx")).lm is None
+    assert Recognizer(nine.with_suffix(".onnx"), lm="bundled").lm_path == nine
+    monkeypatch.chdir(nine.parent)
+    assert Recognizer("mine.onnx").lm is None
+
+
+def test_a_name_without_one_goes_without(nine: Path) -> None:
+    nine.unlink()
+    assert Recognizer("mine").lm is None
+    assert Recognizer("digits").lm is None
+    nine.write_text("no language model")
+    with pytest.raises(LmError, match=r"mine\.lm:1: expected a language model"):
+        Recognizer("mine")
+
+
+def test_the_users_model_hides_one_of_the_package_and_its_language_model(nine: Path) -> None:
+    nine.with_suffix(".onnx").rename(nine.with_name("english.onnx"))
+    assert Recognizer().lm is None
 
 
 def test_models_of_the_user_come_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASR_MODELS", str(tmp_path))
-    with pytest.raises(ModelError, match=r"mine: expected a model file \(.onnx\) or one of the names digits"):
+    with pytest.raises(ModelError, match=r"mine: expected a model file \(.onnx\) or one of the names digits, "):
         Recognizer("mine")
     shutil.copy(find_model("digits"), tmp_path / "mine.onnx")
     assert Recognizer("mine").transcribe(DIGITS).text == "five seven nine zero"
@@ -119,6 +176,18 @@ def test_long_audio_is_read_in_windows(recognizer: Recognizer, monkeypatch: pyte
         assert start == pytest.approx(starts[i % 4] + i // 4 * period, abs=0.1)
 
 
+def test_no_word_spans_a_long_pause(recognizer: Recognizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of 20 ms: silence, letters, 0.7 s, a letter, 1 s, a letter, silence."""
+    (tmp_path / "words.txt").write_text("one two\n")
+    strict = Recognizer("digits", grammar=tmp_path / "words.txt")
+    log_probs = np.full((250, len(recognizer.tokens)), -9.0, np.float32)
+    log_probs[:, BLANK] = 0
+    log_probs[[60, 62, 98, 149], 3] = 1
+    for one, pieces in ((recognizer, [(10, 124), (134, 126)]), (strict, [(10, 250)])):
+        monkeypatch.setattr(one, "_stretches", lambda blocks: iter([(10, log_probs)]))
+        assert [(start, len(piece)) for start, piece in one._utterances([])] == pieces
+
+
 def test_long_audio_without_a_pause(recognizer: Recognizer) -> None:
     """Speech without any pause for minutes is cut all the same, and nothing is lost."""
     seven = audio.read(DATA / "7_jackson_0.wav")
@@ -136,6 +205,7 @@ def test_every_bundled_model_has_a_card() -> None:
         card = (path.parent / "MODEL.md").read_text(encoding="utf-8")
         assert Recognizer(path).card["licence"] in card
         assert path.stat().st_size <= 25e6
+        assert all(lm.stat().st_size <= 20e6 for lm in path.parent.glob("*.lm"))
 
 
 def test_digits_is_small(recognizer: Recognizer) -> None:

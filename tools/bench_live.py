@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from bench_english import streamed
 from rapidfuzz.distance import Levenshtein
 
 from asr import audio, manifest, metrics
@@ -45,18 +46,9 @@ def live(arguments: argparse.Namespace) -> None:
     for chunk_s, context_s in LATENCIES:
         shown, texts = [], []
         for waveform in waveforms:
-            stream = recognizer.stream(chunk_s=chunk_s, right_context_s=context_s)
-            partial, on_screen, ended = "", [], []
-            for event in [*stream.feed(waveform), *stream.flush()]:
-                if isinstance(event, Partial):
-                    partial = f"{event.stable} {event.unstable}"
-                elif isinstance(event, Final):
-                    ended.append(event.text)
-                else:
-                    on_screen.append(partial)
-                    partial = ""
-            shown.append(" ".join(" ".join(on_screen).split()))
-            texts.append(" ".join(ended))
+            on_screen, final = streamed(recognizer, waveform, chunk_s, context_s)
+            shown.append(on_screen)
+            texts.append(final)
         first, final = wer(shown), wer(texts)
         points.append((chunk_s + context_s, first, final))
         print(

@@ -37,7 +37,15 @@ class ExportError(AsrError):
     """An output file that exists already or cannot be written, or a graph that does not compute what the model does."""
 
 
-def export(run: Path, out: Path, *, name: str | None = None, int8: bool = False, overwrite: bool = False) -> None:
+def export(
+    run: Path,
+    out: Path,
+    *,
+    name: str | None = None,
+    int8: bool = False,
+    temperature: float = 1.0,
+    overwrite: bool = False,
+) -> None:
     """Write the model of a run folder (or of one weights file) as ONNX.
 
     The graph, for a part of an utterance or all of it (AcousticModel.stream):
@@ -46,12 +54,16 @@ def export(run: Path, out: Path, *, name: str | None = None, int8: bool = False,
      -> "log_probs" (1, T, V) float32, natural log, of which `keep` frames count;  "next_state" (S, 1, H).
     int8:   quantise the weights of LSTM and linear layers; features and convolutions stay float. onnxruntime has no
             int8 kernel for GRU and vanilla RNN, whose recurrent layers stay float too.
+    temperature: divisor of the logits. Above 1, a network that is too sure of itself leaves a language model more of a say.
     raises: CheckpointError; ExportError if the file exists, cannot be written, or the float graph differs from torch by
             more than 1e-4.
     """
     if out.exists() and not overwrite:
         raise ExportError(f"{out}: the file exists already; remove it, or give --overwrite")
     model, settings, tokens, state = checkpoint.load_model(run)
+    with torch.no_grad():
+        for parameter in model.network.output[-1].parameters():
+            parameter.div_(temperature)
     waveform = torch.zeros(1, model.receptive_field + 50 * model.frame_shift)
     example = (waveform, torch.tensor(40), model.network.first_state(1))
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
@@ -85,7 +97,7 @@ def export(run: Path, out: Path, *, name: str | None = None, int8: bool = False,
         "licence": settings.licence,
         "normaliser": settings.data.normaliser,
         "precision": "int8" if int8 else "float32",
-        "training": state.get("training", {}),
+        "training": state.get("training", {}) | ({"temperature": temperature} if temperature != 1 else {}),
         "config": _portable(settings),
         "version": __version__,
     }

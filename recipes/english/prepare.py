@@ -3,8 +3,9 @@
     python recipes/english/prepare.py CORPORA
 
 CORPORA holds speechocean762/, common_voice/en/, ljspeech/ and fsdd/, each as its own recipe takes it. OUT gets train.jsonl
-of all four, dev.jsonl and test sets of the first two, whose splits are by speaker, test sets of the digits, and, where
-librispeech_sample/ lies beside them, a test set of that, whose speakers and kind of recording are in no training set.
+of all four, train_voices.jsonl of the second and third, dev.jsonl and test sets of the first two, whose splits are by
+speaker, test sets of the digits, and, where librispeech_sample/ lies beside them, a test set of that, whose speakers and
+kind of recording are in no training set.
 """
 
 import argparse
@@ -25,9 +26,11 @@ def read(folder: Path, arguments: argparse.Namespace) -> Splits:
     ocean = speechocean762["read"](folder / "speechocean762", arguments)
     voices = common_voice["read"](folder / "common_voice", argparse.Namespace(language="en"))
     digits = fsdd["read"](folder / "fsdd", argparse.Namespace(leave_out=None, out=arguments.out))
+    reader = ljspeech["recordings"](folder / "ljspeech")
     splits = {
         **{f"speechocean762/{split}": recordings for split, recordings in ocean.items()},
-        "train": ocean["train"] + voices["train"] + ljspeech["recordings"](folder / "ljspeech") + digits["train"],
+        "train": ocean["train"] + voices["train"] + reader + digits["train"],
+        "train_voices": voices["train"] + reader,
         "dev": voices["dev"] + ocean["dev"],
         "dev_common_voice": voices["dev"],
         "test_common_voice": voices["test"],
