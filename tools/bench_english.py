@@ -221,7 +221,8 @@ def pocketsphinx() -> Callable[[Path], str] | None:
 def _title(recognizer: Recognizer, peer: bool) -> str:
     megabytes = recognizer.network.path.stat().st_size / 1e6
     versions = [f"asr {asr.__version__}", f"onnxruntime {onnxruntime.__version__}"]
-    versions += [f"PocketSphinx {importlib.metadata.version('pocketsphinx')}"] * peer
+    if peer:
+        versions.append(f"PocketSphinx {importlib.metadata.version('pocketsphinx')}")
     lm = f"a language model of {len(recognizer.lm.words):,} words" if recognizer.lm else "no language model"
     return (
         f"{recognizer.name}, {megabytes:.1f} MB. Default decoding: beam {recognizer.decoder.beam}, {lm}. "
