@@ -244,7 +244,7 @@ def default_lm(model: str | Path | None, beam: int, grammar: str | Path | None =
     """The language model of a Recognizer that is given none: what comes with a model given by name, see find_lm.
 
     None with a beam of 1, which asks for greedy decoding, and with a grammar, among whose sentences a general model prefers
-    the usual ones: of a list with every sentence of recipes/english's dev set it found 106 of 243 right, without 122.
+    the usual ones: of a list with every sentence of recipes/english's dev set it found 179 of 243 right, without 211.
     """
     return None if beam == 1 or grammar is not None else find_lm(model)
 
