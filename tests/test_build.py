@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from runpy import run_path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -30,14 +29,14 @@ class Shop:
         (folder / "recipes/english/build.py").write_text((RECIPE / "build.py").read_text())
         fake = SimpleNamespace(get_model_path=lambda name: f"/dictionaries/{name}")
         patch.setitem(sys.modules, "pocketsphinx", fake)
-        patch.setattr(subprocess, "run", self._run)
+        patch.setattr(subprocess, "Popen", self._run)
 
-    def _run(self, command: list[str], **_: Any) -> SimpleNamespace:
+    def _run(self, command: list[str]) -> SimpleNamespace:
         assert command[0] == sys.executable
         words = command[1:]
         self.commands.append(words)
         if self.failing and self.failing in words:
-            return SimpleNamespace(returncode=3)
+            return SimpleNamespace(poll=lambda: 3, returncode=3)
         data = self.folder / "recipes/english/data"
         made = {"prepare.py": data / "train.jsonl", "rooms.py": data / "rooms/room-0200.flac"}
         made["synthesize.py"] = data / "synthetic/synthetic.jsonl"
@@ -55,7 +54,7 @@ class Shop:
             checkpoint.save(path, weights, {"config": path.parent.name})
         else:
             path.write_text(" ".join(words))
-        return SimpleNamespace(returncode=0)
+        return SimpleNamespace(poll=lambda: 0, returncode=0)
 
     def build(self) -> list[list[str]]:
         """The commands that a run of the script ran."""

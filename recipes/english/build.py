@@ -11,6 +11,7 @@ training that was stopped goes on: the same command continues. Of PocketSphinx o
 """
 
 import argparse
+import contextlib
 import shlex
 import shutil
 import subprocess
@@ -51,8 +52,12 @@ def run(*command: object) -> None:
     """Run a command of ours; if it fails, end as it did."""
     words = list(map(str, command))
     print(f"$ {shlex.join(words)}", file=sys.stderr, flush=True)
-    if code := subprocess.run([sys.executable, *words], check=False).returncode:
-        sys.exit(code)
+    process = subprocess.Popen([sys.executable, *words])
+    while process.poll() is None:
+        with contextlib.suppress(KeyboardInterrupt):  # which the command has heard too; it ends when it has saved
+            process.wait()
+    if process.returncode:
+        sys.exit(process.returncode)
 
 
 def make(path: Path, *command: object) -> None:
