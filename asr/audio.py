@@ -179,7 +179,7 @@ def _resampled(pieces: Iterable[np.ndarray], rate: int, sample_rate: int, source
     came = given = 0
     for piece in pieces:
         came += len(piece)
-        _check_finite(piece, source)
+        _check_samples(piece, source, _MAX_SAMPLE, "export the audio again")
         if resampler is not None:
             piece = resampler.resample_chunk(piece)
         given += len(piece)
@@ -227,9 +227,7 @@ def as_waveform(samples: np.ndarray, sample_rate: int) -> np.ndarray:
         raise AudioError(f"expected samples that are floats or integers, got {samples.dtype}")
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which the check reports
         waveform = np.asarray(samples if samples.ndim == 1 else samples.mean(axis=1), dtype=np.float32)
-    _check_finite(waveform, "the waveform")
-    if (peak := float(np.abs(waveform).max())) > _MAX_PEAK:
-        raise AudioError(f"expected samples of full scale +-1, got a peak of {peak:g}; divide them by 32768, perhaps")
+    _check_samples(waveform, "the waveform", _MAX_PEAK, "divide them by 32768, perhaps")
     return resample(waveform, sample_rate, SAMPLE_RATE)
 
 
@@ -248,15 +246,15 @@ def padding(samples: int, receptive_field: int, frame_shift: int) -> tuple[int, 
     return left, receptive_field + (frames - 1) * frame_shift - samples - left
 
 
-def _check_finite(waveform: np.ndarray, source: str) -> None:
+def _check_samples(waveform: np.ndarray, source: str, most: float, advice: str) -> None:
     if not np.isfinite(waveform).all():
         count = int(np.count_nonzero(~np.isfinite(waveform)))
         raise AudioError(
             f"{source}: expected finite samples, got {count} that are NaN or infinite; export the audio again"
         )
     loudest = np.abs(waveform).max(initial=0)
-    if loudest > _MAX_SAMPLE:
-        raise AudioError(f"{source}: expected samples from -1 to 1, got one of {loudest:.1g}; export the audio again")
+    if loudest > most:
+        raise AudioError(f"{source}: expected samples from -1 to 1, got one of {loudest:.1g}; {advice}")
 
 
 @contextmanager

@@ -388,6 +388,7 @@ def test_as_waveform_averages_and_resamples() -> None:
         (np.zeros(5, complex), RATE, "floats or integers"),
         (np.array([0, np.nan]), RATE, "1 that are NaN"),
         (np.array([0, 1e300]), RATE, "1 that are NaN"),
+        (np.array([0, 26122.7]), RATE, r"from -1 to 1, got one of 3e\+04; divide them by 32768"),
         (np.zeros(5), 0, "above 0"),
     ],
 )

@@ -62,7 +62,7 @@ def english(arguments: argparse.Namespace) -> None:
 
 def _english(arguments: argparse.Namespace) -> None:
     if arguments.chart:
-        import matplotlib.pyplot  # noqa: F401 (its absence is told now, not after the work)
+        importlib.import_module("matplotlib.pyplot")  # its absence is told now, not after the work
     started = time.perf_counter()
     lm = {} if arguments.lm is None else {"lm": arguments.lm}
     recognizer, peer = Recognizer(arguments.model, **lm), pocketsphinx()
