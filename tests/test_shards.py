@@ -78,6 +78,20 @@ def test_only_what_changed_is_decoded_anew(tmp_path: Path) -> None:
     assert len(now.keys() & kept.keys()) == len(kept) - 2
 
 
+@pytest.mark.usefixtures("small")
+def test_what_another_training_of_the_manifest_removes_is_decoded_again(tmp_path: Path) -> None:
+    chosen = utterances(tmp_path)
+    seen = []
+
+    def progress() -> None:
+        seen.append(1)
+        if len(seen) == 6:  # the first two shards are written, the third is about to be
+            decode(chosen[:4], tmp_path / "cache")  # with other settings, which skip two: the first shard is the same
+
+    check(decode(chosen, tmp_path / "cache", progress=progress))
+    assert len(seen) > 6
+
+
 def test_what_cannot_be_read_is_said_and_the_rest_is_there(tmp_path: Path) -> None:
     chosen = utterances(tmp_path)
     (tmp_path / "2.wav").write_bytes(b"no audio")

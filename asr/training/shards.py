@@ -55,14 +55,17 @@ def decode(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _check_space(folder, [utterance for number in missing for utterance in groups[number]])
+        # By its number, not its place among the missing ones: of those, a process that starts later finds fewer.
+        own = [number for number in missing if number % processes == rank]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # soundfile and soxr release the GIL
+            for number in own:
+                _write(groups[number], shards[number], pool, progress)
             for number in missing:
-                # By its number, not its place among the missing ones: of those, a process that starts later finds fewer.
-                if number % processes == rank:
-                    _write(groups[number], shards[number], pool, progress)
-        for number in missing:
-            while not _whole(shards[number]):
-                time.sleep(0.1)
+                while not _whole(shards[number]):
+                    if number in own:  # removed by a training that starts now too and skips other utterances
+                        _write(groups[number], shards[number], pool, progress)
+                    else:
+                        time.sleep(0.1)
         if rank == 0:
             _remove_others(folder, shards)
     except OSError as error:
