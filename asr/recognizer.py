@@ -86,6 +86,9 @@ class Recognizer:
         self._has_grammar = grammar is not None
         self.lm_path = Path(lm) if isinstance(lm, str | Path) else None
         self.lm = NgramModel.load(lm) if isinstance(lm, str | Path) else lm
+        known = [field.name for field in fields(Decoding)]
+        if unknown := [name for name in decoding or {} if name not in known]:
+            raise FusionError(f"expected for decoding some of {', '.join(known)}, got {', '.join(map(repr, unknown))}")
         self.decoding = replace(_numbers(Decoding, self.card.get("decoding")) or Decoding(), **(decoding or {}))
         normalise = normaliser(self.card.get("normaliser", "none"))
         boosts = None

@@ -18,6 +18,7 @@ from rapidfuzz.distance import Levenshtein
 
 from asr import Recognizer, audio, kneserney, manifest
 from asr.audio import AudioError
+from asr.fusion import FusionError
 from asr.lm import LmError
 from asr.network import ModelError, find_model
 from asr.recognizer import MAX_S
@@ -308,6 +309,11 @@ def test_onnxruntime_does_not_see_what_is_refused(tmp_path: Path, monkeypatch: p
 def test_bad_threads() -> None:
     with pytest.raises(ModelError, match="at least 1 thread, got 0"):
         Recognizer("digits", threads=0)
+
+
+def test_unknown_settings_of_decoding() -> None:
+    with pytest.raises(FusionError, match=r"expected for decoding some of lm_weight, .*, got 'weight'"):
+        Recognizer("digits", decoding={"weight": 1.0, "unknown": None})
 
 
 def test_bad_beam() -> None:
