@@ -2,6 +2,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import librosa
 import numpy as np
 import pytest
 import soundfile
@@ -10,6 +11,7 @@ import torch
 from asr import audio
 from asr.training import augment, config
 from asr.training.augment import Band, Perturbation, Recordings
+from asr.training.features import LogMel
 
 RATE = audio.SAMPLE_RATE
 
@@ -415,9 +417,11 @@ def test_paths_and_shares_are_checked(tmp_path: Path) -> None:
     path.write_text("{name: a, data: {train: [a], dev: b}, augment: {rooms: here, noise: there}}")
     got = config.read(path).augment
     assert (got.rooms, got.noise) == (tmp_path / "here", tmp_path / "there")
-    for override in ("augment.rooms_share=1.5", "augment.band_share=-0.1", "augment.rooms=[1]"):
+    for override in ("augment.rooms_share=1.5", "augment.band_share=-0.1", "augment.rooms=[1]", "augment.vtlp=1"):
         with pytest.raises(config.ConfigError, match=override.partition("=")[0]):
             config.read(path, [override])
+    with pytest.raises(config.ConfigError, match=r"log_mel for augment\.vtlp, got mfcc"):
+        config.read(path, ["augment.vtlp=0.1", "features.kind=mfcc"])
 
 
 # --- features ---
@@ -481,3 +485,25 @@ def test_number_of_masks() -> None:
 def test_no_masks_and_masks_wider_than_the_features() -> None:
     assert not masked(config.SpecAugment(freq_masks=0, time_masks=0)).any()
     assert masked(config.SpecAugment(freq_width=50, time_width=50), (4, 3, 5)).shape == (4, 3, 5)
+
+
+@pytest.mark.parametrize("hertz", [300.0, 1000.0, 2000.0, 4000.0])
+def test_vtlp_moves_each_utterance_s_frequencies_by_its_own_factor(hertz: float) -> None:
+    settings, share = config.Features(), 0.2
+    features = LogMel(settings)(torch.from_numpy(tone(hertz)).expand(4, -1))
+    torch.manual_seed(1)
+    loudest = augment.stretch_frequencies(features, share, settings).mean(1).argmax(1).numpy()
+    torch.manual_seed(1)
+    factors = 1 + share * (2 * torch.rand(4, 1)[:, 0].numpy() - 1)
+    middles = librosa.mel_frequencies(settings.n_mels + 2, fmin=settings.f_min, fmax=settings.f_max)[1:-1]
+    assert len(set(loudest)) > 2
+    assert np.abs(loudest - np.interp(hertz / factors, middles, np.arange(settings.n_mels))).max() <= 1
+
+
+def test_vtlp_keeps_the_order_of_frequencies_and_by_nothing_changes_nothing() -> None:
+    features = torch.arange(80.0).expand(50, 2, 80)
+    assert torch.equal(augment.stretch_frequencies(features, 0.0, config.Features()), features)
+    got = augment.stretch_frequencies(features, 0.5, config.Features())
+    assert (got.diff(dim=2) >= 0).all()
+    assert got.min() >= 0
+    assert got.max() <= 79

@@ -268,7 +268,7 @@ def _inside(waveforms: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.arange(waveforms.shape[1], device=waveforms.device) < ends[:, None]
 
 
-def _tensor(values: Sequence[float] | Sequence[tuple[float, ...]], like: Tensor) -> Tensor:
+def _tensor(values: Sequence[float] | Sequence[tuple[float, ...]] | np.ndarray, like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)
 
 
@@ -283,3 +283,27 @@ def spec_augment(features: Tensor, settings: config.SpecAugment) -> Tensor:
     for _ in range(settings.time_masks):
         features = AF.mask_along_axis_iid(features, settings.time_width, 0.0, time, p=settings.time_share)
     return features
+
+
+def stretch_frequencies(features: Tensor, share: float, settings: config.Features) -> Tensor:
+    """(B, T, n_mels) with the frequency axis of each utterance stretched by a factor from 1 - share to 1 + share.
+
+    Below 80 % of the highest frequency by the factor itself, from there linearly to the highest, which stays where it is.
+    Draws from torch's global generator.
+    source: Jaitly & Hinton 2013, "Vocal Tract Length Perturbation (VTLP) improves speech recognition".
+    """
+    low, high = _mel(np.array([settings.f_min, settings.f_max])).tolist()
+    middles = np.linspace(low, high, settings.n_mels + 2)[1:-1]
+    middles = np.where(middles < 15, middles * 200 / 3, 1000 * np.exp((middles - 15) * math.log(6.4) / 27))  # Hz
+    factors = 1 + share * (2 * torch.rand(len(features), 1).numpy() - 1)
+    knees = 0.8 * settings.f_max / np.maximum(factors, 1)
+    slopes = (settings.f_max - factors * knees) / (settings.f_max - knees)
+    heard = np.where(middles <= knees, factors * middles, settings.f_max - slopes * (settings.f_max - middles))
+    places = np.interp(heard, middles, np.arange(settings.n_mels))  # (B, n_mels), as indices; the outermost stay inside
+    weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(settings.n_mels)[:, None]))
+    return features @ _tensor(weights, features)
+
+
+def _mel(hertz: np.ndarray) -> np.ndarray:
+    """Slaney's scale, which the features have: linear up to 1 kHz, logarithmic above."""
+    return np.where(hertz < 1000, hertz * 3 / 200, 15 + 27 / math.log(6.4) * np.log(np.maximum(hertz, 1000) / 1000))

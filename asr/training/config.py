@@ -127,6 +127,7 @@ class Augment(_Section):
     # Of the utterances, continued by another up to data.max_s: trained on short ones alone, a network is lost in long ones.
     join_share: _Share = 0.0
     speed: Annotated[tuple[_Speed, ...], AfterValidator(_not_empty)] = (1.0,)  # factors; tempo and pitch together
+    vtlp: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # voices stretched in frequency, up to +- this share; log_mel
     gain_db: _Range = (0.0, 0.0)  # uniform range
     equaliser_db: Annotated[float, Field(ge=0, le=40)] = 0.0  # random gain of each octave, up to +- this
     noise: _Path | None = None  # folder of noise recordings
@@ -235,6 +236,8 @@ class Config(_Section):
             raise ValueError(
                 f"expected pronunciation.layer <= network.layers, got {self.pronunciation.layer} > {self.network.layers}"
             )
+        if self.augment.vtlp and self.features.kind != "log_mel":
+            raise ValueError(f"expected features.kind = log_mel for augment.vtlp, got {self.features.kind}")
         return self
 
 

@@ -319,6 +319,8 @@ class _Session:
                 waveforms, lengths = self.train_set.heard(batch, self.fabric.device, self.recordings)
             with self.profile.part("features"):
                 features = self.model.normalised_features(waveforms)
+                if share := self.settings.augment.vtlp:
+                    features = augment.stretch_frequencies(features, share, self.settings.features)
                 if self.state.spec_augment and self.settings.augment.spec_augment:
                     features = augment.spec_augment(features, self.settings.augment.spec_augment)
         with self.profile.part("network"):

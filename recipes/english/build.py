@@ -27,25 +27,38 @@ except ImportError:
     sys.exit("build.py: expected pocketsphinx, for its pronouncing dictionary; pip install pocketsphinx")
 RECIPE = Path(__file__).parent
 DATA, ROOMS = RECIPE / "data", RECIPE / "data/rooms"
-SYNTHETIC, SOME = DATA / "synthetic/synthetic.jsonl", DATA / "synthetic/some.jsonl"
+SYNTHETIC = DATA / "synthetic/synthetic.jsonl"
+# Every second of its utterances, every third.
+PARTS = {n: [SYNTHETIC.with_name(f"{part}-of-{n}.jsonl") for part in range(1, n + 1)] for n in (2, 3)}
 ALPHABET = "abcdefghijklmnopqrstuvwxyz'"
 # The language model is to know nothing of what the recogniser is judged by.
 HELD_OUT = ["dev", "test_common_voice", "test_librispeech", "test_digits", "test_digits_connected"]
 HELD_OUT += ["speechocean762/dev", "speechocean762/test"]
-# The trainings: from which weights, on what, and with what that is not as in config.yaml. RESULTS.md has what each gained.
+# The trainings: from which weights (of several trainings: their mean), on what, and with what that is not as in config.yaml.
+# RESULTS.md has what each gained.
 REAL, VOICES = DATA / "train.jsonl", DATA / "train_voices.jsonl"
-CLEAN = ["augment.noise=null", "augment.rooms=null", "augment.band_share=0", "augment.join_share=0"]
-NOISY = ["augment.noise_share=0.2", "augment.rooms_share=0.15", "augment.band_share=0.1"]
-WHOLE = ["stream=null", "augment.noise_share=0.4", "augment.rooms=null", "augment.band_share=0", "augment.join_share=0"]
-LETTERS = ["pronunciation=null"]
-TRAININGS = {
-    "1-real": ("0-speechocean762", [REAL], ["epochs=28", "optimiser.lr=0.001", "stream=null", *CLEAN, *LETTERS]),
-    "2-streamed": ("1-real", [REAL], ["epochs=18", "optimiser.lr=0.0007", *CLEAN, *LETTERS]),
-    "3-synthetic": ("2-streamed", [REAL, SYNTHETIC], ["epochs=10", "optimiser.lr=0.0008", *WHOLE]),
-    "4-synthetic": ("3-synthetic", [REAL, SOME], ["epochs=10", "optimiser.lr=0.0006", "seed=7", *NOISY]),
-    "4-voices": ("3-synthetic", [REAL, VOICES], ["seed=8"]),
+EARLIER = ["features.hop_length=160", "augment.spec_augment.time_width=30"]  # frames of 40 ms
+EARLIER += ["augment.vtlp=0", "augment.speed=[0.9,0.95,1.0,1.05,1.1]", "augment.join_share=0.1"]
+DRY = [*EARLIER, "augment.rooms=null", "augment.band_share=0", "augment.join_share=0"]
+CLEAN = [*DRY, "augment.noise=null", "pronunciation=null"]
+TRAININGS: dict[str, tuple[list[str], list[Path], list[str]]] = {
+    "1-real": (["0-speechocean762"], [REAL], ["epochs=28", "optimiser.lr=0.001", "stream=null", *CLEAN]),
+    "2-streamed": (["1-real"], [REAL], ["epochs=18", *CLEAN]),
+    "3-synthetic": (
+        ["2-streamed"],
+        [REAL, SYNTHETIC],
+        ["epochs=10", "optimiser.lr=0.0008", "stream=null", *DRY, "augment.noise_share=0.4"],
+    ),
+    "4-synthetic": (
+        ["3-synthetic"],
+        [REAL, PARTS[3][0]],
+        ["epochs=10", "optimiser.lr=0.0006", *EARLIER, "augment.noise_share=0.2", "augment.rooms_share=0.15", "seed=7"],
+    ),
+    "4-voices": (["3-synthetic"], [REAL, VOICES], ["epochs=9", *EARLIER, "augment.band_share=0.05", "seed=8"]),
+    "5-one": (["4-synthetic", "4-voices"], [REAL, VOICES, PARTS[2][0]], ["seed=11"]),
+    "5-other": (["4-synthetic", "4-voices"], [REAL, VOICES, PARTS[2][1]], ["seed=12"]),
 }
-AVERAGED = ["4-synthetic", "4-voices"]  # of one origin, so that between their weights lie better ones
+LAST = ["5-one", "5-other"]  # of one origin, so that between their weights lie better ones
 
 
 def run(*command: object) -> None:
@@ -66,20 +79,28 @@ def make(path: Path, *command: object) -> None:
         run(*command)
 
 
-def average(paths: list[Path], path: Path) -> None:
-    """Write the mean of weights. source: Wortsman et al. 2022, "Model soups"."""
+def weights(out: Path, names: list[str]) -> Path:
+    """The weights of a training, or the mean of those of several. source: Wortsman et al. 2022, "Model soups"."""
+    paths = [out / name / "model.safetensors" for name in names]
+    if len(paths) == 1:
+        return paths[0]
+    path = out / f"{'+'.join(names)}.safetensors"
     if not path.exists():
         state = checkpoint.load(paths[-1])[1]
         state["training"] = {"weights": f"average of {len(paths)} trainings"}  # not the last one's figures
         checkpoint.save(path, checkpoint.average(paths), state)
+    return path
 
 
 def main(corpora: Path, out: Path, threads: int, hours: float) -> None:
     make(DATA / "train.jsonl", RECIPE / "prepare.py", corpora, DATA)
     make(ROOMS / "room-0200.flac", RECIPE / "rooms.py", ROOMS)
     make(SYNTHETIC, RECIPE / "synthesize.py", corpora, SYNTHETIC.parent, "--hours", hours, "--jobs", threads)
-    if not SOME.exists():
-        manifest.write(SOME, manifest.read(SYNTHETIC)[::3])
+    utterances = manifest.read(SYNTHETIC)
+    for parts in PARTS.values():
+        for first, part in enumerate(parts):
+            if not part.exists():
+                manifest.write(part, utterances[first :: len(parts)])
 
     end = ["--threads", threads, "--resume", "--run"]
     folder = out / "0-speechocean762"
@@ -88,11 +109,10 @@ def main(corpora: Path, out: Path, threads: int, hours: float) -> None:
     make(folder / "model.safetensors", "-m", "asr", "train", config, *own, *end, folder)
     dictionary = Path(pocketsphinx.get_model_path("en-us")) / "cmudict-en-us.dict"
     given = [f"augment.noise={corpora}/noise", f"augment.rooms={ROOMS}", f"pronunciation.dictionary={dictionary}"]
-    for name, (origin, data, settings) in TRAININGS.items():
-        own = [f"init={out / origin}", f"data.train=[{','.join(map(str, data))}]", *given, *settings]
+    for name, (origins, data, settings) in TRAININGS.items():
+        own = [f"init={weights(out, origins)}", f"data.train=[{','.join(map(str, data))}]", *given, *settings]
         made = out / name / "model.safetensors"
         make(made, "-m", "asr", "train", RECIPE / "config.yaml", *own, *end, made.parent)
-    average([out / name / "model.safetensors" for name in AVERAGED], weights := out / "english.safetensors")
 
     lm, model = out / "english.lm", out / "english.onnx"
     text = ["--alphabet", ALPHABET, *(f"--exclude={DATA}/{name}.jsonl" for name in HELD_OUT)]
@@ -101,7 +121,7 @@ def main(corpora: Path, out: Path, threads: int, hours: float) -> None:
     make(books, "-m", "asr", "lm", "train", corpora / "text/books.txt.xz", "-o", books, *pruned, *text)
     make(transcripts, "-m", "asr", "lm", "train", DATA / "train.jsonl", "-o", transcripts, *text)
     make(lm, "-m", "asr", "lm", "mix", books, transcripts, "-o", lm, "--tune", DATA / "dev.jsonl")
-    make(network, "-m", "asr", "export", weights, "-o", network, "--int8", "--temperature", 1.5)
+    make(network, "-m", "asr", "export", weights(out, LAST), "-o", network, "--int8", "--temperature", 1.5)
     if not model.exists():
         tuned = shutil.copy(network, out / "tuned.onnx")
         run("-m", "asr", "tune", tuned, DATA / "dev.jsonl", "--lm", lm)
