@@ -36,7 +36,6 @@ _LEAST_PIECE = 1 << 13
 _MP3_SURPLUS = 2304
 _MAX_CHANNELS = 64
 _MAX_PEAK = 100.0  # of float samples: far above what lossy formats overshoot by, and below 16-bit integers as floats
-_MAX_SAMPLE = 1e10  # samples of 32 bits are sometimes left unscaled; the power of much more is infinite in float32
 _MIN_RATE = 1000  # Hz; no speech is left below, and one piece of a file with 1 Hz in its header would take 4 GB
 _UNKNOWN_LENGTH = 1 << 48  # frames; libsndfile gives 2^63 - 1 where the header has no length
 
@@ -179,7 +178,7 @@ def _resampled(pieces: Iterable[np.ndarray], rate: int, sample_rate: int, source
     came = given = 0
     for piece in pieces:
         came += len(piece)
-        _check_samples(piece, source, _MAX_SAMPLE, "export the audio again")
+        _check_samples(piece, source, "export the audio again, scaled to that")
         if resampler is not None:
             piece = resampler.resample_chunk(piece)
         given += len(piece)
@@ -227,7 +226,7 @@ def as_waveform(samples: np.ndarray, sample_rate: int) -> np.ndarray:
         raise AudioError(f"expected samples that are floats or integers, got {samples.dtype}")
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which the check reports
         waveform = np.asarray(samples if samples.ndim == 1 else samples.mean(axis=1), dtype=np.float32)
-    _check_samples(waveform, "the waveform", _MAX_PEAK, "divide them by 32768, perhaps")
+    _check_samples(waveform, "the waveform", "divide them by 32768, perhaps")
     return resample(waveform, sample_rate, SAMPLE_RATE)
 
 
@@ -246,14 +245,14 @@ def padding(samples: int, receptive_field: int, frame_shift: int) -> tuple[int, 
     return left, receptive_field + (frames - 1) * frame_shift - samples - left
 
 
-def _check_samples(waveform: np.ndarray, source: str, most: float, advice: str) -> None:
+def _check_samples(waveform: np.ndarray, source: str, advice: str) -> None:
     if not np.isfinite(waveform).all():
         count = int(np.count_nonzero(~np.isfinite(waveform)))
         raise AudioError(
             f"{source}: expected finite samples, got {count} that are NaN or infinite; export the audio again"
         )
     loudest = np.abs(waveform).max(initial=0)
-    if loudest > most:
+    if loudest > _MAX_PEAK:
         raise AudioError(f"{source}: expected samples from -1 to 1, got one of {loudest:.1g}; {advice}")
 
 
