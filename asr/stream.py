@@ -114,8 +114,9 @@ class Stream:
                 f"expected 0 < long_pause <= pause <= idle, and 0 < long <= longest <= 600 s, got {rules}"
             )
         self._network, self._decoder, self._rules = network, decoder, rules
-        self._chunk = max(1, round(chunk_s / shift_s))
-        self._context = round(right_context_s / shift_s) if network.bidirectional else 0
+        # Whole frames, and no more of them than was asked for: how far a text is behind is a promise.
+        self._chunk = max(1, int(chunk_s / shift_s + 1e-6))
+        self._context = int(right_context_s / shift_s + 1e-6) if network.bidirectional else 0
         # Frames are numbered from the stream's start. The network's state and the beam have heard up to `_done`.
         self._done = 0
         self._start = 0  # the utterance's first frame
