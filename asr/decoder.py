@@ -19,7 +19,7 @@ from asr.tokens import BLANK, Tokens
 from asr.transcript import Word, words_of
 
 # A token of lower log-probability than this in a frame grows no prefix there, and a prefix that ranks so much lower than the
-# best is dropped. Neither changes a word in a thousand (recipes/speechocean762/RESULTS.md); half the frames become free.
+# best is dropped. Neither costs any errors (recipes/english/RESULTS.md); half the frames become free.
 _TOKEN_FLOOR = -7.0
 _SCORE_RANGE = 14.0
 
