@@ -75,29 +75,40 @@ def test_it_ends_with_two_files_and_then_has_nothing_to_do(shop: Shop) -> None:
     assert shop.build() == []
 
 
-def test_each_training_is_possible_and_starts_from_one_before(shop: Shop) -> None:
+def test_each_training_is_possible_and_starts_from_weights_made_before(shop: Shop) -> None:
     trainings = [words for words in shop.build() if words[1:3] == ["asr", "train"]]
-    runs = [words[words.index("--run") + 1] for words in trainings]
-    assert len(runs) == len(set(runs)) == 6
+    runs = [Path(words[words.index("--run") + 1]) for words in trainings]
+    assert len(runs) == len(set(runs)) == 8
+    mean = shop.folder / "out/4-synthetic+4-voices.safetensors"
+    made = [run / "model.safetensors" for run in runs[:6]] + [mean]
     for number, words in enumerate(trainings[1:], 1):
         settings = config.read(RECIPE / "config.yaml", [word for word in words[4:] if "=" in word])
-        assert str(settings.init) in runs[:number]
+        assert settings.init in (made if number >= 6 else made[:number])
         assert not any("test" in path.name for path in (*settings.data.train, settings.data.dev))
+        assert settings.features.hop_length == (120 if number >= 6 else 160)
     for words in trainings[-2:]:  # those that are averaged
         settings = config.read(RECIPE / "config.yaml", [word for word in words[4:] if "=" in word])
-        assert str(settings.init) == runs[3]
+        assert settings.init == mean
         assert settings.stream is not None  # the weights are to stream
         assert settings.pronunciation is not None
         assert str(settings.pronunciation.dictionary) == DICTIONARY
 
 
-def test_the_last_two_are_averaged(shop: Shop) -> None:
+@pytest.mark.parametrize("names", [("4-synthetic", "4-voices"), ("5-one", "5-other")])
+def test_trainings_of_one_origin_are_averaged(shop: Shop, names: tuple[str, str]) -> None:
     shop.build()
-    one, other = (checkpoint.load(shop.folder / f"out/4-{name}/model.safetensors") for name in ("synthetic", "voices"))
-    weights, state = checkpoint.load(shop.folder / "out/english.safetensors")
+    one, other = (checkpoint.load(shop.folder / f"out/{name}/model.safetensors") for name in names)
+    weights, state = checkpoint.load(shop.folder / f"out/{'+'.join(names)}.safetensors")
     assert torch.equal(weights["weight"], (one[0]["weight"] + other[0]["weight"]) / 2)
     assert state == other[1] | {"training": {"weights": "average of 2 trainings"}}
-    assert len(manifest.read(shop.folder / "recipes/english/data/synthetic/some.jsonl")) == 3
+
+
+def test_the_synthetic_speech_is_parted_without_loss(shop: Shop) -> None:
+    shop.build()
+    folder = shop.folder / "recipes/english/data/synthetic"
+    names = [utterance.audio.name for part in (1, 2) for utterance in manifest.read(folder / f"{part}-of-2.jsonl")]
+    assert sorted(names) == [f"{number}.flac" for number in range(7)]
+    assert [len(manifest.read(folder / f"{part}-of-3.jsonl")) for part in (1, 2, 3)] == [3, 2, 2]
 
 
 def test_the_language_model_sees_no_dev_or_test_sentence(shop: Shop) -> None:
