@@ -58,11 +58,10 @@ def decode(
         # By its number, not its place among the missing ones: of those, a process that starts later finds fewer.
         own = [number for number in missing if number % processes == rank]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # soundfile and soxr release the GIL
-            for number in own:
-                _write(groups[number], shards[number], pool, progress)
-            for number in missing:
+            # Its own first, then all: a training that starts now too and skips other utterances may have removed some again.
+            for number in (*own, *missing):
                 while not _whole(shards[number]):
-                    if number in own:  # removed by a training that starts now too and skips other utterances
+                    if number in own:
                         _write(groups[number], shards[number], pool, progress)
                     else:
                         time.sleep(0.1)
