@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
+    from asr.audio.microphone import Source
     from asr.batch import Job
     from asr.manifest import Utterance
     from asr.metrics import Scored
-    from asr.microphone import Source
     from asr.recognizer import Recognizer
     from asr.transcript import Transcript
 
@@ -220,7 +220,7 @@ def live(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only texts, and errors on stderr.")] = False,
 ) -> None:
     """Print what is said into a microphone while it is said, offline; Ctrl-C ends."""
-    from asr import microphone
+    from asr.audio import microphone
     from asr.transcript import SUFFIXES
 
     _refuse(

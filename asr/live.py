@@ -18,7 +18,7 @@ import numpy as np
 import soxr
 
 from asr.audio import SAMPLE_RATE
-from asr.microphone import Piece, Source
+from asr.audio.microphone import Piece, Source
 from asr.recognizer import Recognizer
 from asr.stream import Event, Final, Partial
 from asr.transcript import OutputError, Transcript, Word

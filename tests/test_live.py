@@ -25,10 +25,10 @@ import pytest
 import soundfile
 from conftest import DATA, Cli
 
-from asr import Recognizer, audio, live, microphone
-from asr.audio import SAMPLE_RATE
+from asr import Recognizer, audio, live
+from asr.audio import SAMPLE_RATE, microphone
+from asr.audio.microphone import Microphone, MicrophoneError, Piece
 from asr.live import Gate, Recording, Session, Trouble
-from asr.microphone import Microphone, MicrophoneError, Piece
 from asr.stream import Endpoint, Final
 
 DIGITS = DATA / "connected_digits.flac"

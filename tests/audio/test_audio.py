@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from asr import audio
 from asr.audio import AudioError
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 RATE = audio.SAMPLE_RATE
 
 

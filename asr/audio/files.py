@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from asr import containers, pipe
+from asr.audio import containers, pipe
 from asr.errors import AsrError
 
 SAMPLE_RATE = 16_000  # Hz, the rate of every waveform inside the package

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from asr import audio
+from asr.audio import files
 from asr.errors import AsrError
 
 _BLOCK_S = 0.05
@@ -199,7 +199,7 @@ class Playback(Source):
     """
 
     def __init__(self, path: str | Path, speed: float = 1.0) -> None:
-        super().__init__(Path(path).name, audio.info(path).sample_rate)
+        super().__init__(Path(path).name, files.info(path).sample_rate)
         self._path, self._speed = path, speed
         self._thread = threading.Thread(target=self._play, daemon=True)
 
@@ -214,7 +214,7 @@ class Playback(Source):
     def _play(self) -> None:
         started = time.monotonic()
         try:
-            for samples in audio.blocks(self._path, block_s=_BLOCK_S, sample_rate=self.sample_rate):
+            for samples in files.blocks(self._path, block_s=_BLOCK_S, sample_rate=self.sample_rate):
                 # A microphone gives a block when its last sample is there.
                 due = started + (self.time_s + len(samples) / self.sample_rate) / (self._speed or np.inf)
                 while not self._stopping and (time.monotonic() < due or (not self._speed and self._full())):
