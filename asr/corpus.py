@@ -286,4 +286,5 @@ def _bytes_progress() -> Progress:
         console=console,
         transient=True,
         disable=not console.is_terminal,
+        redirect_stdout=False,
     )

@@ -266,7 +266,7 @@ class Terminal:
         self._partial = Partial("", "", 0.0)
         self._drawn = 0.0
         self._bar = "━" if console.encoding.startswith("utf") else "="
-        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
 
     def __enter__(self) -> Terminal:
         self._live.start()

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+_bar: Progress | None = None  # that stands in the terminal's last line
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 
 
@@ -69,7 +71,10 @@ def complain(error: object) -> None:
 
 
 def note(text: str) -> None:
-    typer.echo(line(text), err=True)
+    if _bar is not None:
+        _above(_bar, line(text) + "\n")
+    else:
+        typer.echo(line(text), err=True)
 
 
 def line(text: object) -> str:
@@ -83,6 +88,9 @@ def show(text: str) -> None:
     if sys.stdout is None:
         complain("standard output: is closed; open it, or write files with -o")
         raise typer.Exit(1)
+    if _bar is not None and sys.stdout.isatty():
+        _above(_bar, text)
+        return
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -114,8 +122,27 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
-def progress(console: Console) -> Progress:
+@contextmanager
+def progress(console: Console) -> Iterator[Progress]:
+    """A progress bar in the terminal's last line, gone at the end; none where the console is no terminal.
+
+    What `show` and `note` write meanwhile stands above it; stdout that is not the terminal is left alone.
+    """
+    global _bar
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    hidden = console.quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden, redirect_stdout=False) as bar:
+        _bar = None if hidden else bar
+        try:
+            yield bar
+        finally:
+            _bar = None
+
+
+def _above(bar: Progress, text: str) -> None:
+    """Write lines above a progress bar, as they are: the bar's own console alone knows how to step out of their way."""
+    from rich.text import Text
+
+    bar.console.print(Text(text, end=""), soft_wrap=True, end="")

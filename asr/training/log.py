@@ -102,6 +102,7 @@ class Display:
             TextColumn("left {task.fields[left]}"),
             console=console,
             disable=not active or not console.is_terminal,
+            redirect_stdout=False,
         )
         fields: dict[str, Any] = {"loss": float("nan"), "dev": "-", "rate": 0.0, "left": "-"}
         self._task = self._bar.add_task("", total=1.0, epoch=1, epochs=epochs, **fields)

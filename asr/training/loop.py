@@ -668,7 +668,7 @@ def _read_corpora(
     dev_set = Corpus([settings.data.dev], tokens, settings, training=False, **geometry)
     for name, corpus in (("train", train_set), ("dev", dev_set)):
         hidden = not console.is_terminal
-        with Progress(console=console, transient=True, disable=hidden) as bar:
+        with Progress(console=console, transient=True, disable=hidden, redirect_stdout=False) as bar:
             task = bar.add_task(f"decoding {name} audio", total=len(corpus.examples))
             corpus.decode(partial(bar.advance, task), *launch.place())
         hours = sum(example.duration_s for example in corpus.examples) / 3600
