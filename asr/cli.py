@@ -370,7 +370,8 @@ def evaluate(
     import numpy as np
     from rich.console import Console
 
-    from asr import confidence, metrics
+    from asr import metrics
+    from asr.decoding import confidence
     from asr.manifest import read
     from asr.recognizer import Recognizer
     from asr.transcript import write, write_bytes
@@ -631,9 +632,10 @@ def tune(
     """Find the language model's weights on a dev set, calibrate the confidences, and keep both in the model's file."""
     from rich.console import Console
 
-    from asr import audio, tuning
-    from asr.confidence import Calibration, ConfidenceError
-    from asr.decoder import Decoder
+    from asr import audio
+    from asr.decoding import tuning
+    from asr.decoding.confidence import Calibration, ConfidenceError
+    from asr.decoding.decoder import Decoder
     from asr.manifest import read
     from asr.network import find_model
     from asr.recognizer import Recognizer
@@ -753,7 +755,7 @@ def _steering(
     )
     from dataclasses import fields
 
-    from asr.fusion import Decoding
+    from asr.decoding.fusion import Decoding
 
     known = [field.name for field in fields(Decoding)]
     weights: dict[str, float | None] = {}

@@ -13,7 +13,7 @@ from asr.errors import AsrError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from asr.lm import NgramModel
+    from asr.lm.model import NgramModel
 
 app = typer.Typer(help="Language models: estimate, measure, look at.", no_args_is_help=True)
 
@@ -46,7 +46,9 @@ def train(
     overwrite: terminal.Overwrite = False,
 ) -> None:
     """Estimate an n-gram model from text: interpolated modified Kneser-Ney."""
-    from asr import fusion, kneserney, lmtext
+    from asr.decoding import fusion
+    from asr.lm import kneserney
+    from asr.lm import text as lmtext
     from asr.text import normaliser
 
     try:
@@ -102,8 +104,10 @@ def mix(
     overwrite: terminal.Overwrite = False,
 ) -> None:
     """One language model of two, each with its share of every probability."""
-    from asr import fusion, lmtext, mixing
-    from asr.lm import NgramModel
+    from asr.decoding import fusion
+    from asr.lm import mixing
+    from asr.lm import text as lmtext
+    from asr.lm.model import NgramModel
     from asr.text import normaliser
 
     terminal.refuse_existing(output, overwrite)
@@ -128,8 +132,9 @@ def perplexity(
     ] = None,
 ) -> None:
     """How well a language model foretells a text: the lower, the better."""
-    from asr import fusion, lmtext
-    from asr.lm import NgramModel
+    from asr.decoding import fusion
+    from asr.lm import text as lmtext
+    from asr.lm.model import NgramModel
     from asr.text import normaliser
 
     loaded = NgramModel.load(model)
@@ -150,7 +155,7 @@ def perplexity(
 @app.command("info", epilog="Example: `asr lm info english.lm`")
 def info(model: Annotated[Path, typer.Argument(help="A language model.", show_default=False)]) -> None:
     """What a language model is: order, n-grams, text, vocabulary."""
-    from asr.lm import NgramModel
+    from asr.lm.model import NgramModel
 
     loaded = NgramModel.load(model)
     rows = {f"{n}-grams": f"{count:,}" for n, count in enumerate(loaded.counts, 1)}

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from asr import audio, stream
-from asr import hotwords as hot
-from asr.confidence import Calibration
-from asr.decoder import Decoder, runs
-from asr.fusion import Decoding, FusionError
-from asr.grammar import Grammar
-from asr.lm import NgramModel
+from asr.decoding import hotwords as hot
+from asr.decoding.confidence import Calibration
+from asr.decoding.decoder import Decoder, runs
+from asr.decoding.fusion import Decoding, FusionError
+from asr.decoding.grammar import Grammar
+from asr.lm.model import NgramModel
 from asr.network import ModelError, Network, find_lm, find_model
 from asr.text import normaliser
 from asr.tokens import BLANK
@@ -38,13 +38,13 @@ class Recognizer:
     beam:     prefixes kept by the beam search; 1 without anything below is greedy decoding.
     lm:       a language model: a file in ARPA format or of `asr lm train`, the model itself, "bundled" for the file
               beside the model's, of the same name and with the suffix .lm, or "none". If not given, see default_lm.
-    decoding: settings of asr.fusion.Decoding that differ from those that `asr tune` has stored in the model's file.
+    decoding: settings of asr.decoding.fusion.Decoding that differ from those that `asr tune` has stored in the model's file.
     hotwords: words and phrases to expect, as a file or a list: "Kubernetes^5" with the boost in nats, or without.
     grammar:  a file of phrases or JSGF that the text is restricted to.
     reject:   with a grammar: nothing is recognised that is so many nats a letter less probable than the best free text.
     n_best:   how many texts of each stretch of speech the transcripts list as alternatives, if more than one.
     threads:  of onnxruntime. One is best: a recurrent network has a step to wait for, and more threads slow it down.
-    raises:   ModelError, and the errors of asr.lm, asr.fusion, asr.hotwords and asr.grammar.
+    raises:   ModelError, and the errors of asr.lm, asr.decoding.fusion, asr.decoding.hotwords and asr.decoding.grammar.
 
     lm_path:  the language model's file; None without one, and for one that was given itself.
 

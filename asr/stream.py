@@ -17,7 +17,7 @@ from itertools import takewhile
 import numpy as np
 
 from asr import audio
-from asr.decoder import Decoder, runs
+from asr.decoding.decoder import Decoder, runs
 from asr.errors import AsrError
 from asr.network import Network
 from asr.tokens import Tokens

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from asr.errors import AsrError
@@ -25,6 +26,15 @@ _WORDS = re.compile(" [^ ]*")  # of a text that begins with a space, each with t
 
 class TokenError(AsrError):
     """Text that the vocabulary cannot spell, or a vocabulary that is malformed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The frames [start, end) in which one token is emitted. score: its mean posterior probability there, 0 to 1."""
+
+    start: int
+    end: int
+    score: float
 
 
 class Tokens:
@@ -131,7 +141,7 @@ class Tokens:
         return self._words[word]
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """Text of token ids; blanks are dropped, repeats are kept (collapsing is `asr.ctc`'s work).
+        """Text of token ids; blanks are dropped, repeats are kept (collapsing is `asr.decoding.ctc`'s work).
 
         Of subwords, the text begins with the space of its first word.
         raises: TokenError if an id is not in [0, V).

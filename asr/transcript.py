@@ -11,10 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from asr import subtitles
-from asr.ctc import Span
 from asr.errors import AsrError
 from asr.subtitles import milliseconds
-from asr.tokens import BLANK, Tokens
+from asr.tokens import BLANK, Span, Tokens
 
 # CTC emits a letter soon after it begins to sound; a word goes on for so much longer than its last letter's frames (of the
 # values from 0 to 0.3 s, the one with the least median error on FSDD's dev digits).
@@ -210,7 +209,7 @@ def words_of(
     confidence is the lowest of its pieces' scores, not their mean: one wrong piece makes a wrong word, and in a long word a
     mean hides it.
 
-    token_spans:   (token id, Span) in order of time, as of zip(token_ids, asr.ctc.align(log_probs, token_ids)).
+    token_spans:   (token id, Span) in order of time, as of zip(token_ids, asr.decoding.align.align(log_probs, token_ids)).
     frame_shift_s: seconds from one frame to the next.
     offset_s:      seconds at which frame 0 starts.
     """

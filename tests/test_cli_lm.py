@@ -18,8 +18,8 @@ import pytest
 from conftest import DATA, Cli
 
 from asr import cli as command_line
-from asr import kneserney
-from asr.lm import NgramModel
+from asr.lm import kneserney
+from asr.lm.model import NgramModel
 from asr.network import find_model
 
 DIGITS, SEVEN, THREE = DATA / "connected_digits.flac", DATA / "7_jackson_0.wav", DATA / "3_nicolas_0.wav"
@@ -217,8 +217,8 @@ def test_tune_writes_what_it_finds(
     # 120 words of which some are wrong: enough to calibrate on.
     rows = [(DIGITS, "five seven nine zero"), (SEVEN, "seven"), (THREE, "four")] * 20
     dev = manifest(tmp_path / "many.jsonl", rows)
-    monkeypatch.setattr("asr.tuning._ROUNDS", 1)
-    monkeypatch.setattr("asr.tuning._FIRST_STEPS", {"lm_weight": 0.3})
+    monkeypatch.setattr("asr.decoding.tuning._ROUNDS", 1)
+    monkeypatch.setattr("asr.decoding.tuning._FIRST_STEPS", {"lm_weight": 0.3})
     assert asr("tune", own, dev, "--lm", lm, "--dry-run").status == 0
     assert json.loads(asr("info", own, "--json").text) == before
     done = asr("tune", own, dev, "--lm", lm)

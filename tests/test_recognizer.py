@@ -16,10 +16,11 @@ import pytest
 from conftest import DATA
 from rapidfuzz.distance import Levenshtein
 
-from asr import Recognizer, audio, kneserney, manifest
+from asr import Recognizer, audio, manifest
 from asr.audio import AudioError
-from asr.fusion import FusionError
-from asr.lm import LmError
+from asr.decoding.fusion import FusionError
+from asr.lm import kneserney
+from asr.lm.model import LmError
 from asr.network import ModelError, find_model
 from asr.recognizer import MAX_S
 from asr.tokens import BLANK

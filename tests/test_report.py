@@ -20,9 +20,9 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from asr import cli as commands
-from asr import ctc
 from asr.manifest import ManifestError, Utterance, write
 from asr.metrics import Scored
+from asr.tokens import Span
 from asr.training import checkpoint, config, loop, report
 from asr.training.report import ReportError, build
 
@@ -284,7 +284,7 @@ def test_long_utterances_are_cut(finished: Path, monkeypatch: pytest.MonkeyPatch
 def test_words_begin_where_their_first_token_does() -> None:
     axes = Figure().subplots()
     symbols = [" ab", "c", " ", "b", "a", " c"]
-    spans = [ctc.Span(2 * number, 2 * number + 1, 1.0) for number in range(6)]
+    spans = [Span(2 * number, 2 * number + 1, 1.0) for number in range(6)]
     report._words(axes, spans, symbols, 0.5, 5.5)
     assert [(text.get_text(), text.xy[0]) for text in axes.texts] == [("abc", 0.0), ("ba", 3.0), ("c", 5.0)]
 

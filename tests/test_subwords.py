@@ -223,7 +223,7 @@ def test_what_is_transcribed(recognizer: Recognizer) -> None:
 
 
 def test_models_hot_words_and_grammars(recognizer: Recognizer, run: Path, tmp_path: Path) -> None:
-    from asr import kneserney
+    from asr.lm import kneserney
 
     kneserney.train(TEXTS, order=2).save(tmp_path / "words.lm")
     (tmp_path / "grammar.txt").write_text("ab ab\ncab cab\n")

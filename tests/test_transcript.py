@@ -16,10 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from praatio.utilities import textgrid_io
 
-from asr import ctc
-from asr.ctc import Span
+from asr.decoding.align import align
 from asr.errors import AsrError
-from asr.tokens import Tokens
+from asr.tokens import Span, Tokens
 from asr.transcript import SUFFIXES, WRITERS, OutputError, Segment, Transcript, Word, segments, words_of, write
 
 TOKENS = Tokens.of(" 'abcdefghijklmnopqrstuvwxyz")
@@ -79,7 +78,7 @@ def test_words_of_an_alignment() -> None:
     frames = [0, path[0], 0, path[1], path[1], path[2], 0, path[3], 0]
     log_probs = np.full((len(frames), len(TOKENS)), -9.0, np.float32)
     log_probs[np.arange(len(frames)), frames] = np.log(0.9)
-    found = words_of(zip(path, ctc.align(log_probs, path), strict=True), TOKENS, 0.5)
+    found = words_of(zip(path, align(log_probs, path), strict=True), TOKENS, 0.5)
     assert [(word.text, word.start_s, word.end_s) for word in found] == [("aa", 0.5, 2.5), ("b", 3.5, 4.0)]
     assert found[0].confidence == pytest.approx(0.9)
 

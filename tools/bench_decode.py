@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from asr import audio, ctc, manifest, metrics
-from asr.decoder import Decoder
-from asr.fusion import Decoding
-from asr.lm import NgramModel
+from asr import audio, manifest, metrics
+from asr.decoding import ctc
+from asr.decoding.decoder import Decoder
+from asr.decoding.fusion import Decoding
+from asr.decoding.tuning import Example
+from asr.lm.model import NgramModel
 from asr.recognizer import Recognizer
 from asr.text import english
 from asr.tokens import Tokens
-from asr.tuning import Example
 
 ROUNDS = 3  # the decoders take turns, so that a busy machine slows all alike; the best of each counts
 

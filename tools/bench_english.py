@@ -19,9 +19,10 @@ import numpy as np
 import onnxruntime
 
 import asr
-from asr import audio, confidence, metrics, terminal, text
+from asr import audio, metrics, terminal, text
 from asr.corpus import CorpusError, Recording
-from asr.decoder import Decoder
+from asr.decoding import confidence
+from asr.decoding.decoder import Decoder
 from asr.errors import AsrError
 from asr.recognizer import Recognizer
 from asr.stream import CHUNK_S, RIGHT_CONTEXT_S, Final, Partial

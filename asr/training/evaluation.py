@@ -10,7 +10,8 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from asr import ctc, metrics
+from asr import metrics
+from asr.decoding import ctc
 from asr.tokens import BLANK, Tokens
 from asr.training import launch
 from asr.training.data import Corpus, Example

@@ -30,13 +30,15 @@ from matplotlib.ticker import LogFormatter, MultipleLocator
 from rich.console import Console
 from rich.progress import track
 
-from asr import __version__, audio, ctc, metrics
+from asr import __version__, audio, metrics
 from asr import manifest as manifests
 from asr.audio import SAMPLE_RATE
+from asr.decoding import ctc
+from asr.decoding.align import align
 from asr.errors import AsrError
 from asr.manifest import ManifestError, Utterance
 from asr.text import normaliser
-from asr.tokens import BLANK, TokenError, Tokens
+from asr.tokens import BLANK, Span, TokenError, Tokens
 from asr.training import checkpoint, config
 from asr.training.launch import pick_device
 from asr.training.log import best
@@ -414,7 +416,7 @@ def _posteriors(known: _Run, waveform: np.ndarray, one: metrics.Scored, samples:
     hypothesis = ctc.greedy(log_probs).token_ids
     try:
         reference = known.tokens.encode(one.reference)
-        expected = ctc.align(log_probs, reference)
+        expected = align(log_probs, reference)
     except (ctc.CtcError, TokenError):  # a text too long for its audio, or of other letters, has no place in it
         reference, expected = [], []
     posteriors = np.exp(log_probs[: math.ceil(seconds / shift_s)]).T  # (V, T)
@@ -449,14 +451,14 @@ def _posteriors(known: _Run, waveform: np.ndarray, one: metrics.Scored, samples:
     tokens.set_xlabel("time in s", loc="left")  # in sight also of a picture that is wider than the screen
     tokens.xaxis.set_major_locator(MultipleLocator(1 if seconds > 3 else 0.2))
     _words(sound, expected, [symbols[token_id] for token_id in reference], shift_s, seconds)
-    spans = ctc.align(log_probs, hypothesis)
+    spans = align(log_probs, hypothesis)
     _words(tokens, spans, [symbols[token_id] for token_id in hypothesis], shift_s, seconds)
     for axes in (sound, tokens):
         axes.grid(visible=False)
     return _svg(figure, f"spectrogram and posteriors of {one.id}")
 
 
-def _words(axes: Any, spans: Sequence[ctc.Span], symbols: Sequence[str], shift_s: float, seconds: float) -> None:
+def _words(axes: Any, spans: Sequence[Span], symbols: Sequence[str], shift_s: float, seconds: float) -> None:
     """Words above the axes where they begin, on two lines where they would run into each other."""
     starts_s: list[float] = []
     words: list[str] = []

@@ -26,8 +26,9 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from asr import audio, lmtext, manifest, terminal
+from asr import audio, manifest, terminal
 from asr.errors import AsrError
+from asr.lm import text as lmtext
 from asr.manifest import Utterance
 from asr.text import english
 

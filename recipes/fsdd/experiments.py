@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torchaudio.functional import forced_align
 
-from asr import Recognizer, audio, ctc, manifest
+from asr import Recognizer, audio, manifest
+from asr.decoding import ctc
+from asr.decoding.align import align
 from asr.training import checkpoint
 from asr.training.model import AcousticModel
 
@@ -137,7 +139,7 @@ def times() -> None:
         token_ids = ctc.greedy(log_probs).token_ids
         path, _ = forced_align(torch.from_numpy(log_probs)[None], torch.tensor([token_ids], dtype=torch.int32), blank=0)
         theirs = np.flatnonzero(np.diff(path[0].numpy(), prepend=0) * path[0].numpy())
-        frames_off += [abs(span.start - t) for span, t in zip(ctc.align(log_probs, token_ids), theirs, strict=True)]
+        frames_off += [abs(span.start - t) for span, t in zip(align(log_probs, token_ids), theirs, strict=True)]
     for name, errors_s in (("start", starts), ("end", ends)):
         milliseconds = 1000 * np.array(errors_s)
         print(f"{name}: median error {np.median(np.abs(milliseconds)):.0f} ms, 95 % within "

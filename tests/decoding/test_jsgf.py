@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from asr.grammar import Grammar
-from asr.jsgf import GrammarError
+from asr.decoding.grammar import Grammar
+from asr.decoding.jsgf import GrammarError
 from asr.text import english
 from asr.tokens import Tokens
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr import ctc, fusion, kneserney
-from asr.fusion import CharacterScorer, Decoding, FusionError, Lexicon, WordScorer
-from asr.lm import EOS, UNK, NgramModel
+from asr.decoding import ctc, fusion
+from asr.decoding.fusion import CharacterScorer, Decoding, FusionError, Lexicon, WordScorer
+from asr.lm import kneserney
+from asr.lm.model import EOS, UNK, NgramModel
 from asr.tokens import Tokens
 
 TOKENS = Tokens.of(" abc")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asr.errors import AsrError
-from asr.lm import EOS, UNK, NgramModel
+from asr.lm.model import EOS, UNK, NgramModel
 from asr.tokens import BLANK, Tokens
 
 SPACE = "\u2581"  # how a character model's text writes the space between words
@@ -108,7 +108,7 @@ class Lexicon:
 
 
 class WordScorer:
-    """A word n-gram model as a scorer of the beam search (asr.ctc.Scorer).
+    """A word n-gram model as a scorer of the beam search (asr.decoding.ctc.Scorer).
 
     extra:  words outside the model's vocabulary that are as welcome as its unknown word, such as hot words.
     unspelt: words of the vocabulary that the tokens cannot spell, and that can therefore not be recognised.
@@ -174,7 +174,10 @@ class WordScorer:
 
 
 class CharacterScorer:
-    """A character n-gram model as a scorer of the beam search (asr.ctc.Scorer); its text writes the space as SPACE."""
+    """A character n-gram model as a scorer of the beam search (`asr.decoding.ctc.Scorer`).
+
+    Its text writes the space as SPACE.
+    """
 
     def __init__(self, model: NgramModel, tokens: Tokens, decoding: Decoding) -> None:
         self._model = model

@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr import ctc, fusion, kneserney
-from asr.confidence import Calibration
-from asr.decoder import Decoder
-from asr.fusion import Decoding
-from asr.grammar import Grammar
-from asr.hotwords import HotWords
-from asr.pieces import PieceScorer
+from asr.decoding import ctc, fusion
+from asr.decoding.confidence import Calibration
+from asr.decoding.decoder import Decoder
+from asr.decoding.fusion import Decoding
+from asr.decoding.grammar import Grammar
+from asr.decoding.hotwords import HotWords
+from asr.decoding.subwords import PieceScorer
+from asr.lm import kneserney
 from asr.stream import _end_of_word
 from asr.text import squeeze
-from asr.tokens import BLANK, BLANK_SYMBOL, Tokens
+from asr.tokens import BLANK, BLANK_SYMBOL, Span, Tokens
 from asr.transcript import words_of
 
 TOKENS = Tokens([BLANK_SYMBOL, *" abc", "ab", " a", " ab", "bc", " c", "cab", " cab"])
@@ -183,7 +184,7 @@ def test_words_begin_where_pieces_begin_with_a_space() -> None:
 
 
 def test_words_of_pieces_without_any_space() -> None:
-    spans = [(TOKENS.symbols.index(piece), ctc.Span(at, at + 1, 0.9)) for at, piece in enumerate(["ab", "c", " "])]
+    spans = [(TOKENS.symbols.index(piece), Span(at, at + 1, 0.9)) for at, piece in enumerate(["ab", "c", " "])]
     assert [word.text for word in words_of(spans, TOKENS, 0.04)] == ["abc"]
 
 

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr import ctc
-from asr.ctc import BeamSearch, CtcError, Hypothesis, Span
+from asr.decoding import ctc
+from asr.decoding.align import align
+from asr.decoding.ctc import BeamSearch, CtcError, Hypothesis
+from asr.tokens import Span
 
 UNLIMITED = 1000  # more than all prefixes of the small cases below
 
@@ -176,7 +178,7 @@ def test_no_frames_is_the_empty_hypothesis() -> None:
     empty = np.zeros((0, 4), np.float32)
     assert ctc.greedy(empty) == Hypothesis((), 0.0, 0.0)
     assert ctc.beam(empty, n_best=3) == [Hypothesis((), 0.0, 0.0)]
-    assert ctc.align(empty, []) == []
+    assert align(empty, []) == []
 
 
 # Scorers
@@ -311,7 +313,7 @@ def assert_same_spans(found: list[Span], expected: list[Span]) -> None:
 def test_alignment_is_the_best_of_all_paths(token_ids: tuple[int, ...]) -> None:
     for seed in range(5):
         log_probs = random_log_probs(5, 3, seed)
-        assert_same_spans(ctc.align(log_probs, token_ids), spans_of(best_path_of(log_probs, token_ids), log_probs))
+        assert_same_spans(align(log_probs, token_ids), spans_of(best_path_of(log_probs, token_ids), log_probs))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -319,7 +321,7 @@ def test_alignment_of_the_greedy_text_is_the_greedy_path(seed: int) -> None:
     log_probs = random_log_probs(6, 3, seed)
     token_ids = ctc.greedy(log_probs).token_ids
     expected = spans_of(best_path_of(log_probs, token_ids), log_probs) if token_ids else []
-    assert_same_spans(ctc.align(log_probs, token_ids), expected)
+    assert_same_spans(align(log_probs, token_ids), expected)
 
 
 @pytest.mark.parametrize(
@@ -333,13 +335,13 @@ def test_alignment_equals_torchaudio(n_frames: int, n_labels: int, seed: int) ->
     path, _ = functional.forced_align(torch.from_numpy(log_probs)[None], torch.from_numpy(token_ids)[None], blank=0)
     expected = spans_of(tuple(path[0].tolist()), log_probs)
     assert len(expected) == n_labels
-    assert_same_spans(ctc.align(log_probs, token_ids.tolist()), expected)
+    assert_same_spans(align(log_probs, token_ids.tolist()), expected)
 
 
 def test_alignment_of_a_sharp_network() -> None:
     path = (0, 0, 1, 1, 0, 1, 2, 2, 2, 0)
     log_probs = log_of(np.where(np.eye(3)[list(path)] == 1, 0.9, 0.05).tolist())
-    found = ctc.align(log_probs, [1, 1, 2])
+    found = align(log_probs, [1, 1, 2])
     assert_same_spans(found, [Span(2, 4, 0.9), Span(5, 6, 0.9), Span(6, 9, 0.9)])
 
 
@@ -348,23 +350,23 @@ def test_alignment_of_a_sharp_network() -> None:
 
 def test_too_few_frames_for_the_text() -> None:
     log_probs = random_log_probs(3, 3, seed=0)
-    assert len(ctc.align(log_probs, [1, 1])) == 2
+    assert len(align(log_probs, [1, 1])) == 2
     with pytest.raises(CtcError, match="at least 4 frames for 3 tokens, got 3"):
-        ctc.align(log_probs, [1, 1, 2])
+        align(log_probs, [1, 1, 2])
 
 
 def test_impossible_text() -> None:
     with pytest.raises(CtcError, match="probability above 0"):
-        ctc.align(log_of([[0.5, 0.5, 0.0]] * 4), [1, 2])
+        align(log_of([[0.5, 0.5, 0.0]] * 4), [1, 2])
 
 
 @pytest.mark.parametrize("token_ids", [[0], [1, 3], [-1]])
 def test_align_rejects_what_is_no_token(token_ids: list[int]) -> None:
     with pytest.raises(CtcError, match="token ids from 1 to 2"):
-        ctc.align(random_log_probs(9, 3, seed=0), token_ids)
+        align(random_log_probs(9, 3, seed=0), token_ids)
 
 
-@pytest.mark.parametrize("decode", [ctc.greedy, ctc.beam, lambda log_probs: ctc.align(log_probs, [1])])
+@pytest.mark.parametrize("decode", [ctc.greedy, ctc.beam, lambda log_probs: align(log_probs, [1])])
 @pytest.mark.parametrize(
     ("log_probs", "message"),
     [

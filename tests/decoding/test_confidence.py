@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from asr import confidence
-from asr.confidence import Calibration, ConfidenceError
+from asr.decoding import confidence
+from asr.decoding.confidence import Calibration, ConfidenceError
 
 
 def test_a_words_share_is_that_of_the_texts_which_have_it_in_its_place() -> None:

@@ -1,7 +1,7 @@
 """Grammars: the beam search restricted to the sentences of a list, or of a JSGF grammar.
 
-A file whose first line begins with #JSGF is a JSpeech Grammar (asr.jsgf); any other has a sentence a line, where empty
-lines and lines that begin with # are skipped.
+A file whose first line begins with #JSGF is a JSpeech Grammar (`asr.decoding.jsgf`); any other has a sentence a line,
+where empty lines and lines that begin with # are skipped.
 
 The way from an expression to a table takes two automata. The first is nondeterministic: its arcs are tokens, or silent.
 The second, made of sets of the first one's states, is the table. Every word is spelt with a space before it, and the text
@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from asr import jsgf, spelling
+from asr.decoding import jsgf
+from asr.decoding import phrases as spelling
+from asr.decoding.jsgf import Choice, Expression, GrammarError, Phrase, Reference, Repeat, Sequence
 from asr.errors import nearest
-from asr.jsgf import Choice, Expression, GrammarError, Phrase, Reference, Repeat, Sequence
 from asr.tokens import BLANK, Tokens
 
 _MAX_SIZE = 2_000_000  # arcs of the first automaton and members of the second one's states: 10 s, 1 GB
@@ -30,7 +31,7 @@ _DEAD, _START = 0, 1
 
 
 class Grammar:
-    """A scorer for the beam search (`asr.ctc.Scorer`) that forbids what does not become a sentence of the grammar.
+    """A scorer for the beam search (`asr.decoding.ctc.Scorer`) that forbids what does not become a sentence of the grammar.
 
     A character scores 0 where a sentence can go on with it, -inf elsewhere; the end scores 0 where a sentence may end. There
     is one space between words and none at the ends, as a prefix that does not grow by a space loses nothing. Memory:
@@ -50,7 +51,7 @@ class Grammar:
         rules: Mapping[str, Expression] | None = None,
         where: str = "grammar",
     ) -> None:
-        self._tokens = tokens.characters  # of subwords: see `asr.pieces`
+        self._tokens = tokens.characters  # of subwords: see `asr.decoding.subwords`
         self._next, self._final = _Automaton(sentences, self._tokens, rules or {}, where).table()
 
     @classmethod

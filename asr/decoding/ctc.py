@@ -1,9 +1,9 @@
-"""CTC decoding in NumPy: the best path, prefix beam search with scorers, and the times of known tokens.
+"""CTC decoding in NumPy: the best path, and prefix beam search with scorers.
 
 The network gives each frame a distribution over V tokens, blank included. A path picks one token a frame; collapsing
 its runs of equal tokens and then dropping the blanks gives a text. Many paths collapse to one text, and the text's
-probability is the sum over all of them. `greedy` takes the single best path, `beam` sums, `align` finds the best path
-of a text that is already known.
+probability is the sum over all of them. `greedy` takes the single best path, `beam` sums; `asr.decoding.align`
+finds the best path of a text that is already known.
 
 Everywhere log_probs is (T, V) float32, natural log; sums run in float64, so that hours of frames do not lose digits.
 """
@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from asr.errors import AsrError
-from asr.tokens import BLANK, min_frames
+from asr.tokens import BLANK
 
 _NEVER = -np.inf  # log 0
 _LOG_PROB_SLACK = 1e-3  # how far above log 1 rounding may carry a log-probability
@@ -39,15 +39,6 @@ class Hypothesis:
     token_ids: tuple[int, ...]
     score: float
     acoustic: float
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The frames [start, end) in which one token is emitted. score: its mean posterior probability there, 0 to 1."""
-
-    start: int
-    end: int
-    score: float
 
 
 class Scorer(Protocol):
@@ -82,7 +73,7 @@ def greedy(log_probs: np.ndarray) -> Hypothesis:
     raises:    CtcError if the shape is another, or the values are not log-probabilities.
     source:    Graves et al. 2006, "Connectionist Temporal Classification", section 3.2.
     """
-    log_probs = _checked(log_probs)
+    log_probs = checked(log_probs)
     path = log_probs.argmax(axis=1)
     starts = np.diff(path, prepend=BLANK) != 0  # a leading blank starts nothing, and would be dropped anyway
     token_ids = path[starts & (path != BLANK)]
@@ -183,7 +174,7 @@ class BeamSearch:
 
     def advance(self, log_probs: np.ndarray) -> None:
         """Take the next frames, (T, V) float32, natural log; T may be 0. raises: CtcError, with nothing taken."""
-        log_probs = _checked(log_probs, self._n_tokens)
+        log_probs = checked(log_probs, self._n_tokens)
         grows = log_probs[:, BLANK + 1 :] > self._token_floor
         for frame, tokens, some in zip(log_probs, grows, np.logical_or.reduce(grows, axis=1).tolist(), strict=True):
             if some:
@@ -351,80 +342,6 @@ class _Trie:
         return [number[node] for node in nodes]
 
 
-def align(log_probs: np.ndarray, token_ids: Sequence[int]) -> list[Span]:
-    """The frames in which each token of a known text is emitted, on the most probable path of that text.
-
-    The path runs through 2U + 1 states, blank u_1 blank u_2 ... u_U blank. In a frame it stays, goes on to the next
-    state, or skips the blank between two tokens, unless these are equal: without it their runs would collapse into one.
-
-    log_probs: (T, V) float32, natural log.
-    token_ids: (U,) ids from 1 to V - 1; none gives [].
-    returns:   U spans, in order and disjoint, each of at least one frame; the frames between them are blank.
-    raises:    CtcError if log_probs is not as described, an id is not a token, T is too short for the text, or no path
-               of the text has a probability above 0.
-    source:    Graves et al. 2006, "Connectionist Temporal Classification", section 4.1, with max in place of sum.
-    """
-    log_probs = _checked(log_probs)
-    n_frames, n_tokens = log_probs.shape
-    wrong = [token_id for token_id in token_ids if not BLANK < token_id < n_tokens]
-    if wrong:
-        raise CtcError(f"expected token ids from 1 to {n_tokens - 1}, got {wrong[:5]}")
-    if len(token_ids) == 0:
-        return []
-    fewest = min_frames(token_ids)
-    if n_frames < fewest:
-        raise CtcError(
-            f"expected at least {fewest} frames for {len(token_ids)} tokens, got {n_frames}: "
-            "the text is too long for the audio; check that they belong together"
-        )
-
-    # Where the most probable path of all spells this text, it is the one: greedy decoding, and most beam searches.
-    path = log_probs.argmax(axis=1)
-    starts = np.flatnonzero((np.diff(path, prepend=BLANK) != 0) & (path != BLANK))
-    if np.array_equal(path[starts], token_ids):
-        ends = np.append(np.flatnonzero(np.diff(path) != 0) + 1, n_frames)
-        return _spans(log_probs, token_ids, starts, ends[np.searchsorted(ends, starts, "right")])
-
-    states = np.full(2 * len(token_ids) + 1, BLANK)
-    states[1::2] = token_ids
-    barred = np.ones(len(states), bool)  # states that cannot be reached by skipping the one before
-    barred[3::2] = states[3::2] == states[1:-2:2]
-
-    moves = np.empty((n_frames, len(states)), np.int8)  # how many states forward the best path to each state came
-    best = np.full(len(states), _NEVER)
-    best[0] = 0.0  # as if a blank stood before the first frame: the path may start in state 0 or 1
-    step, skip = np.full_like(best, _NEVER), np.full_like(best, _NEVER)
-    for frame, move in zip(log_probs, moves, strict=True):
-        step[1:] = best[:-1]
-        skip[2:] = best[:-2]
-        skip[barred] = _NEVER
-        np.greater(step, best, out=move, casting="unsafe")  # ties stay
-        best = np.maximum(best, step)
-        move[skip > best] = 2
-        best = np.maximum(best, skip) + frame[states]
-
-    state = len(states) - 1 if best[-1] > best[-2] else len(states) - 2  # the last blank need not be there
-    if best[state] == _NEVER:
-        raise CtcError("expected a path with a probability above 0, but some token of the text has none in every frame")
-    for t in range(n_frames - 1, -1, -1):
-        path[t] = state
-        state -= int(moves[t, state])
-
-    # The path never goes back, so that each state's frames are one run of a sorted array.
-    token_states = np.arange(1, len(states), 2)
-    starts, ends = np.searchsorted(path, token_states, "left"), np.searchsorted(path, token_states, "right")
-    return _spans(log_probs, token_ids, starts, ends)
-
-
-def _spans(log_probs: np.ndarray, token_ids: Sequence[int], starts: np.ndarray, ends: np.ndarray) -> list[Span]:
-    """Each token's frames with their mean probability; starts and ends: (U,) frames."""
-    lengths = ends - starts
-    first = np.cumsum(lengths) - lengths  # where each token's frames begin in a list of all their frames
-    frames = np.arange(lengths.sum()) + np.repeat(starts - first, lengths)
-    scores = np.add.reduceat(np.exp(log_probs[frames, np.repeat(token_ids, lengths)]), first) / lengths
-    return list(map(Span, starts.tolist(), ends.tolist(), scores.tolist()))
-
-
 def _top(scores: np.ndarray, count: int) -> np.ndarray:
     """Indices of the `count` highest of (n,) scores, fewer if fewer are above log 0; of equal ones the first.
 
@@ -439,7 +356,7 @@ def _top(scores: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([above, np.flatnonzero(scores == floor)[: count - len(above)]])
 
 
-def _checked(log_probs: np.ndarray, n_tokens: int | None = None) -> np.ndarray:
+def checked(log_probs: np.ndarray, n_tokens: int | None = None) -> np.ndarray:
     """log_probs as (T, V) float64, or CtcError."""
     shape = np.shape(log_probs)
     if len(shape) != 2 or shape[1] < 2 or (n_tokens is not None and shape[1] != n_tokens):

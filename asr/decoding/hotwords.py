@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr import spelling
+from asr.decoding import phrases as spelling
 from asr.errors import AsrError
 from asr.tokens import Tokens
 
@@ -44,7 +44,7 @@ class HotWordError(AsrError):
 
 
 class HotWords:
-    """A scorer for the beam search (`asr.ctc.Scorer`) that adds the weights of the phrases in a text, natural log.
+    """A scorer for the beam search (`asr.decoding.ctc.Scorer`) that adds the weights of the phrases in a text, natural log.
 
     A phrase is spelt with a space before it, and the text is read as if it began with one: so phrases begin only where
     words do. The state is the longest end of the text that is a phrase's beginning (Aho-Corasick), its nodes those of

@@ -14,13 +14,15 @@ import onnx
 import pytest
 from conftest import DATA
 
-from asr import Recognizer, confidence, kneserney, onnxfile, tuning
-from asr.confidence import Calibration
-from asr.decoder import Decoder
-from asr.fusion import Decoding
+from asr import Recognizer, onnxfile
+from asr.decoding import confidence, tuning
+from asr.decoding.confidence import Calibration
+from asr.decoding.decoder import Decoder
+from asr.decoding.fusion import Decoding
+from asr.decoding.tuning import Example, Trial
+from asr.lm import kneserney
 from asr.network import find_model
 from asr.tokens import BLANK, Tokens
-from asr.tuning import Example, Trial
 
 TOKENS = Tokens.of(" abcd")
 SENTENCES = ["abba cab", "cab dad abba", "dad", "a cab", "abba dad a", "cab cab abba"]

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr import kneserney
-from asr.lm import BOS, LmError, NgramModel
+from asr.lm import kneserney
+from asr.lm.model import BOS, LmError, NgramModel
 
 Ngram = tuple[str, ...]
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr import lmtext
-from asr.lmtext import OVERLAP, LmTextError, Without
+from asr.lm import text as lmtext
+from asr.lm.text import OVERLAP, LmTextError, Without
 from asr.manifest import ManifestError, Utterance, write
 from asr.text import english, squeeze
 

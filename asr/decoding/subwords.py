@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from asr.ctc import Scorer
+from asr.decoding.ctc import Scorer
 from asr.tokens import BLANK, Tokens
 
 _EMPTY = -1  # the state of a text without a character but spaces; the scorers' own states are not negative
@@ -17,7 +17,7 @@ _ROOT = 0
 
 
 class PieceScorer:
-    """A scorer over a vocabulary of subwords (`asr.ctc.Scorer`), by one over its characters.
+    """A scorer over a vocabulary of subwords (`asr.decoding.ctc.Scorer`), by one over its characters.
 
     The space that a text's first piece begins with is none of the text, and is not shown to the scorer.
 

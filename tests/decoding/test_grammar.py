@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr import ctc, grammar
-from asr.grammar import Grammar
-from asr.jsgf import NULL, VOID, Choice, Expression, GrammarError, Phrase, Reference, Repeat, Sequence
+from asr.decoding import ctc, grammar
+from asr.decoding.grammar import Grammar
+from asr.decoding.jsgf import NULL, VOID, Choice, Expression, GrammarError, Phrase, Reference, Repeat, Sequence
 from asr.text import english, squeeze
 from asr.tokens import TokenError, Tokens
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr import ctc
-from asr.hotwords import DEFAULT_WEIGHT, MAX_LINES, HotWordError, HotWords, parse, read
+from asr.decoding import ctc
+from asr.decoding.hotwords import DEFAULT_WEIGHT, MAX_LINES, HotWordError, HotWords, parse, read
 from asr.text import english, squeeze
 from asr.tokens import Tokens
 
@@ -219,7 +219,7 @@ def test_phrases_are_checked(phrases: dict[str, float], message: str) -> None:
 
 
 def test_too_many_for_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asr.hotwords._MAX_TABLE", 1 << 20)
+    monkeypatch.setattr("asr.decoding.hotwords._MAX_TABLE", 1 << 20)
     with pytest.raises(
         HotWordError, match=r"at most 1 MB, got 1 that need 2 MB at 27\d? tokens: name fewer|at 28 tokens"
     ):

@@ -8,13 +8,14 @@ from itertools import islice
 
 import numpy as np
 
-from asr import confidence, ctc
-from asr.confidence import Calibration
-from asr.fusion import Decoding, scorer
-from asr.grammar import Grammar
-from asr.hotwords import HotWords
-from asr.lm import NgramModel
-from asr.pieces import PieceScorer
+from asr.decoding import confidence, ctc
+from asr.decoding.align import align
+from asr.decoding.confidence import Calibration
+from asr.decoding.fusion import Decoding, scorer
+from asr.decoding.grammar import Grammar
+from asr.decoding.hotwords import HotWords
+from asr.decoding.subwords import PieceScorer
+from asr.lm.model import NgramModel
 from asr.tokens import BLANK, Tokens
 from asr.transcript import Word, words_of
 
@@ -126,7 +127,7 @@ class Decoder:
         """The words of the best of the hypotheses of (T, V) log-probabilities, whose first frame is at offset_s."""
         if not found:
             return ()
-        spans = zip(found[0].token_ids, ctc.align(log_probs, found[0].token_ids), strict=True)
+        spans = zip(found[0].token_ids, align(log_probs, found[0].token_ids), strict=True)
         words = words_of(spans, self.tokens, frame_shift_s, offset_s)
         if self._calibration is None:
             return words

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from asr.lm import EOS, SPECIAL_WORDS, Level, LmError, NgramModel
+from asr.lm.model import EOS, SPECIAL_WORDS, Level, LmError, NgramModel
 
 _NOTHING = 1e-9  # probability mass that may be all rounding error
 _ROUNDS = 100

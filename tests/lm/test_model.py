@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr import lm
-from asr.lm import BOS, EOS, UNK, Level, LmError, NgramModel
+from asr.lm import model as lm
+from asr.lm.model import BOS, EOS, UNK, Level, LmError, NgramModel
 
 # three.arpa and four.arpa are Witten-Bell models of thirty short sentences written for this test, some of their n-grams
 # pruned, among them suffixes of longer ones as SRILM may; four.arpa has no <unk>. kenlm.json was written by
@@ -28,7 +28,7 @@ from asr.lm import BOS, EOS, UNK, Level, LmError, NgramModel
 #         model = kenlm.Model(f"{name}.arpa")
 #         scores[name] = [[round(score[0], 5) for score in model.full_scores(sentence)] for sentence in sentences]
 #     json.dump({"sentences": sentences, **scores}, open("kenlm.json", "w"), ensure_ascii=False)
-DATA = Path(__file__).parent / "data" / "lm"
+DATA = Path(__file__).parents[1] / "data" / "lm"
 KENLM = json.loads((DATA / "kenlm.json").read_text(encoding="utf-8"))
 LN10 = math.log(10)
 

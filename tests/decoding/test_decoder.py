@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr import ctc, fusion, kneserney
-from asr.confidence import Calibration
-from asr.decoder import Decoder
-from asr.fusion import Decoding
-from asr.grammar import Grammar
+from asr.decoding import ctc, fusion
+from asr.decoding.confidence import Calibration
+from asr.decoding.decoder import Decoder
+from asr.decoding.fusion import Decoding
+from asr.decoding.grammar import Grammar
+from asr.lm import kneserney
 from asr.text import squeeze
 from asr.tokens import BLANK, Tokens
 

@@ -1,0 +1,1 @@
+"""N-gram language models: queries, files, and their estimation from text."""
