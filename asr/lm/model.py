@@ -1,4 +1,4 @@
-"""Back-off n-gram language models: queries, ARPA files, and a compact binary file that is mapped into memory.
+"""Back-off n-gram language models: the tree of n-grams, and what it is asked.
 
 An n-gram model of order N gives a word w after a context, the N - 1 words before it, the probability
 
@@ -20,27 +20,22 @@ an n-gram being listed too, nothing that lies before that suffix can matter to a
 Word ids are 0 to V - 1, the first three fixed: UNK, BOS, EOS. Log-probabilities are natural logarithms; the log10 of
 ARPA files stays at that border.
 
-source: Katz 1987, "Estimation of Probabilities from Sparse Data for the Language Model Component of a Speech Recognizer";
-        the file format: Stolcke 2002, "SRILM - An Extensible Language Modeling Toolkit", ngram-format(5).
+source: Katz 1987, "Estimation of Probabilities from Sparse Data for the Language Model Component of a Speech Recognizer".
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-import json
 import math
 import mmap
-import re
-import struct
 import zlib
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import numpy as np
 
@@ -52,22 +47,14 @@ MAX_ORDER = 10
 MAX_WORDS = 10_000_000
 MAX_NGRAMS = 2**31 - 2  # a node is an int32 where many are stored
 
-_LN10 = math.log(10)
-_NEVER = -99 * _LN10  # ARPA's log 0: the probability that <s> follows anything
-_NO_UNK = -100 * _LN10  # what KenLM gives <unk> where a file has none
-_SLACK = 0.001 * _LN10  # how far above log 1 rounding may carry a log-probability
-_BATCH = 8192  # sentences, or lines of a file, that are worked on together
-_LOWEST, _HIGHEST = np.iinfo(np.int64).min, np.iinfo(np.int64).max  # keys that no n-gram has
+LN10 = math.log(10)
+_NEVER = -99 * LN10  # ARPA's log 0: the probability that <s> follows anything
+NO_UNK = -100 * LN10  # what KenLM gives <unk> where a file has none
+SLACK = 0.001 * LN10  # how far above log 1 rounding may carry a log-probability
+BATCH = 8192  # sentences, or lines of a file, that are worked on together
+LOWEST, HIGHEST = np.iinfo(np.int64).min, np.iinfo(np.int64).max  # keys that no n-gram has
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_MAGIC = b"\x89asr-lm\n"  # no text begins so, and a copy that changes line ends or drops the eighth bit breaks it
-_VERSION = 1
-_PREAMBLE = struct.Struct("<8sII")  # magic, version, bytes of the header
-_ALIGNMENT = 64  # bytes: a cache line
-_MAX_HEADER = 1 << 20
-_MAX_LINE = 1 << 20  # bytes of an ARPA file
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_DATA, _END = [b"\\data\\"], [b"\\end\\"]  # rows of an ARPA file, as its reader yields them
 
 
 class LmError(AsrError):
@@ -152,10 +139,10 @@ class NgramModel:
         self.counts = counts
         self.start = 1 + BOS if self.order > 1 else 0
         self.info = info
-        self._keys = keys
-        self._log_probs = log_probs
-        self._backoffs = backoffs
-        self._suffixes = suffixes
+        self.keys = keys
+        self.log_probs = log_probs
+        self.backoffs = backoffs
+        self.suffixes = suffixes
         self._ids = {word: number for number, word in enumerate(words)}
 
     @classmethod
@@ -174,7 +161,7 @@ class NgramModel:
             ids = np.asarray(levels[k - 1].ngrams)[index]
             return f"{k}-gram {' '.join(words[i] if 0 <= i < len(words) else f'#{i}' for i in ids)!r}"
 
-        return _build(words, levels, name, info or {})
+        return build(words, levels, name, info or {})
 
     def __repr__(self) -> str:
         return f"<NgramModel: {', '.join(f'{count} {k}-grams' for k, count in enumerate(self.counts, 1))}>"
@@ -193,17 +180,17 @@ class NgramModel:
     def ngrams(self, k: int) -> np.ndarray:
         """The word ids (n, k) of all n-grams of k words, sorted. k: 1 to `order`."""
         start = 1 + sum(self.counts[: k - 1])
-        return self._word_ids(np.arange(start, start + self.counts[k - 1]), k)
+        return self.word_ids(np.arange(start, start + self.counts[k - 1]), k)
 
     @property
     def unigrams(self) -> np.ndarray:
         """(V,) float32, natural log of each word's probability without context."""
-        return self._log_probs[1 : 1 + len(self.words)]
+        return self.log_probs[1 : 1 + len(self.words)]
 
     @property
     def has_unk(self) -> bool:
         """Whether <unk> has a probability of its own, not ARPA's -99 or the -100 it gets (as in KenLM) if not listed."""
-        return bool(self.unigrams[UNK] > _NO_UNK / 2)
+        return bool(self.unigrams[UNK] > NO_UNK / 2)
 
     def score(self, states: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The probability of a word in each of n states, and the states after it.
@@ -215,16 +202,16 @@ class NgramModel:
         contexts = np.zeros((self.order, len(words)), np.int64)
         contexts[0] = states
         for row in range(1, self.order - 1):
-            contexts[row] = self._suffixes[contexts[row - 1]]
+            contexts[row] = self.suffixes[contexts[row - 1]]
         wanted = contexts * len(self.words) + words
-        nodes = self._keys.searchsorted(wanted)
-        found = self._keys[nodes] == wanted
+        nodes = self.keys.searchsorted(wanted)
+        found = self.keys[nodes] == wanted
         # Longer n-grams have higher nodes, so the highest is that of the longest n-gram found.
         nodes *= found
-        paid = self._backoffs[contexts]
+        paid = self.backoffs[contexts]
         paid[np.logical_or.accumulate(found)] = 0.0
-        log_probs = paid.sum(axis=0, dtype=np.float64) + self._log_probs[nodes.max(axis=0)]
-        nodes *= nodes < len(self._backoffs)
+        log_probs = paid.sum(axis=0, dtype=np.float64) + self.log_probs[nodes.max(axis=0)]
+        nodes *= nodes < len(self.backoffs)
         return log_probs, nodes.max(axis=0)
 
     def log_prob(self, words: Sequence[str], bos: bool = True, eos: bool = True) -> float:
@@ -237,7 +224,7 @@ class NgramModel:
         words = sentences = oovs = 0
         log_prob = oov_log_prob = 0.0
         lines = iter(lines)
-        while batch := [line.split() for line in islice(lines, _BATCH)]:
+        while batch := [line.split() for line in islice(lines, BATCH)]:
             ids = self.ids(word for sentence in batch for word in (*sentence, SPECIAL_WORDS[EOS]))
             log_probs = self._score_all(ids, np.array([len(sentence) + 1 for sentence in batch]), self.start)
             words += len(ids) - len(batch)
@@ -271,17 +258,19 @@ class NgramModel:
         processes that load it, so that it must not be changed in place; `save` never does.
         raises: LmError, with the line for an ARPA file, if it is missing, cut short or not as described.
         """
+        from asr.lm import arpa, binary  # which make models
+
         path = Path(path)
         try:
             with path.open("rb") as file:
-                head = file.read(len(_MAGIC))
+                head = file.read(len(binary.MAGIC))
                 file.seek(0)
-                if head == _MAGIC:
-                    return _read_binary(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                if head == binary.MAGIC:
+                    return binary.read(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                 if head[:2] == _GZIP_MAGIC:
                     with gzip.open(file) as unpacked:
-                        return _Arpa(path, io.BufferedReader(unpacked)).model()
-                return _Arpa(path, file).model()
+                        return arpa.read(path, io.BufferedReader(unpacked))
+                return arpa.read(path, file)
         except FileNotFoundError:
             raise LmError(f"{path}: no such language model; check the path") from None
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -290,89 +279,32 @@ class NgramModel:
             raise LmError(f"{path}: cannot be read: {error.strerror or error}") from None
 
     def save(self, path: str | Path) -> None:
-        """Write the binary file, whole or not at all; half the size of memory, as keys follow from the rest.
-
-        The file, all numbers little-endian, each array at a multiple of 64 bytes:
-
-            magic                 8 bytes
-            version, header size  uint32 each
-            header                JSON: "counts" of the n-grams of each length, "vocabulary_bytes", and "info"
-            log_probs             float32, for the root (unused) and each node
-            backoffs              float32, for the root and each other context
-            words                 uint16, or uint32 from V = 65537 on: the last word of each n-gram longer than 1
-            child_counts          uint32, for each context but the root, whose children are the V unigrams
-            suffixes              int32, for each context of 3 words or more
-            vocabulary            UTF-8, one word a line
+        """Write the binary file (see `asr.lm.binary`), whole or not at all.
 
         raises: LmError if it cannot be written, or `info` is nothing that JSON can hold.
         """
-        vocabulary = _encoded(self.words)
-        fields = {"counts": self.counts, "vocabulary_bytes": len(vocabulary), "info": self.info}
-        try:
-            header = json.dumps(fields, allow_nan=False).encode()
-        except (TypeError, ValueError, RecursionError) as error:
-            raise LmError(f"expected an info that JSON can hold, got another ({error})") from None
-        if len(header) > _MAX_HEADER:
-            raise LmError(f"expected an info of less than {_MAX_HEADER} bytes as JSON, got {len(header)}")
-        parents, words = np.divmod(self._keys[1 + self.counts[0] : -1], self.counts[0])
-        arrays = {
-            "log_probs": self._log_probs,
-            "backoffs": self._backoffs,
-            "words": words,
-            "child_counts": np.bincount(parents, minlength=len(self._backoffs))[1:],
-            "suffixes": self._suffixes[1 + sum(self.counts[:2]) :],
-            "vocabulary": np.frombuffer(vocabulary, np.uint8),
-        }
-        with _replacing(Path(path)) as file:
-            file.write(_PREAMBLE.pack(_MAGIC, _VERSION, len(header)) + header)
-            for section in _sections(self.counts, len(header), len(vocabulary)):
-                file.write(bytes(section.offset - file.tell()))
-                file.write(arrays[section.name].astype(section.dtype, copy=False).data)
+        from asr.lm import binary
+
+        binary.write(self, Path(path))
 
     def write_arpa(self, path: str | Path) -> None:
         """Write an ARPA file, whole or not at all, its n-grams sorted by word ids; compressed if its name ends in .gz.
 
         raises: LmError if it cannot be written.
         """
-        path = Path(path)
-        with _replacing(path) as file:
-            if path.suffix == ".gz":  # no name and no time inside: equal models make equal files
-                with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-                    packed.writelines(text.encode() for text in self._arpa())
-            else:
-                file.writelines(text.encode() for text in self._arpa())
+        from asr.lm import arpa
 
-    def _arpa(self) -> Iterator[str]:
-        """The text of the ARPA file, in pieces of a few thousand lines. Nine digits tell all float32 apart."""
-        yield "\\data\\\n" + "".join(f"ngram {k}={count}\n" for k, count in enumerate(self.counts, 1))
-        end = 1
-        for k, count in enumerate(self.counts, start=1):
-            yield f"\n\\{k}-grams:\n"
-            start, end = end, end + count
-            for first in range(start, end, _BATCH):
-                nodes = np.arange(first, min(first + _BATCH, end))
-                columns = [
-                    [f"{x:.9g}" for x in (self._log_probs[nodes].astype(np.float64) / _LN10).tolist()],
-                    self._texts(nodes, k),
-                ]
-                if k < self.order:
-                    columns.append([f"{x:.9g}" for x in (self._backoffs[nodes].astype(np.float64) / _LN10).tolist()])
-                yield "".join("\t".join(row) + "\n" for row in zip(*columns, strict=True))
-        yield "\n\\end\\\n"
+        arpa.write(self, Path(path))
 
-    def _texts(self, nodes: np.ndarray, k: int) -> list[str]:
-        """The words of k-grams, given their nodes (n,)."""
-        return [" ".join([self.words[i] for i in row]) for row in self._word_ids(nodes, k).tolist()]
-
-    def _word_ids(self, nodes: np.ndarray, k: int) -> np.ndarray:
+    def word_ids(self, nodes: np.ndarray, k: int) -> np.ndarray:
         """The word ids (n, k) of k-grams, given their nodes (n,): a key is the last word and the parent to go on from."""
         ids = np.empty((len(nodes), k), np.int64)
         for column in reversed(range(k)):
-            nodes, ids[:, column] = np.divmod(self._keys[nodes], len(self.words))
+            nodes, ids[:, column] = np.divmod(self.keys[nodes], len(self.words))
         return ids
 
 
-def _build(
+def build(
     words: Sequence[str], levels: Sequence[Level], name: Callable[[int, int], str], info: dict[str, Any]
 ) -> NgramModel:
     """`NgramModel.from_levels`; name(k, index) is how an error calls the k-gram at an index of its level."""
@@ -383,11 +315,11 @@ def _build(
         raise LmError(
             f"expected at most {MAX_WORDS} words and an order of 1 to {MAX_ORDER}, got {n_words} and {len(levels)}"
         )
-    _encoded(words)
+    encoded(words)
     if sum(len(level.ngrams) for level in levels) > MAX_NGRAMS:
         raise LmError(f"expected at most {MAX_NGRAMS} n-grams, got more: prune the model")
 
-    keys = np.array([_LOWEST, _HIGHEST])
+    keys = np.array([LOWEST, HIGHEST])
     all_log_probs, all_backoffs = [np.zeros(1, np.float32)], [np.zeros(1, np.float32)]  # the root's
     all_suffixes = [np.zeros(1, np.int32)]
     for k, level in enumerate(levels, start=1):
@@ -407,7 +339,7 @@ def _build(
                 raise LmError(f"{name(k, int(wrong.argmax()))}: {message}")
 
         refuse(((ngrams < 0) | (ngrams >= n_words)).any(axis=1), f"expected word ids from 0 to {n_words - 1}")
-        refuse(~(np.isfinite(log_probs) & (log_probs <= _SLACK)), "expected a finite log-probability of at most 0")
+        refuse(~(np.isfinite(log_probs) & (log_probs <= SLACK)), "expected a finite log-probability of at most 0")
         refuse(~np.isfinite(backoffs), "expected a finite back-off")
         if k == len(levels):
             refuse(backoffs != 0, f"expected no back-off for a {k}-gram, the longest of the model")
@@ -458,7 +390,7 @@ def _longest_suffixes(keys: np.ndarray, n_words: int, ngrams: np.ndarray) -> np.
     return nodes
 
 
-def _encoded(words: Sequence[str]) -> bytes:
+def encoded(words: Sequence[str]) -> bytes:
     """The vocabulary as lines of UTF-8. raises: LmError for a word that a line cannot hold, or that stands there twice."""
     try:
         data = "\n".join(words).encode()
@@ -475,235 +407,8 @@ def _encoded(words: Sequence[str]) -> bytes:
     return data
 
 
-@dataclass(frozen=True, slots=True)
-class _Section:
-    """Where an array of the binary file stands. offset: bytes."""
-
-    name: str
-    dtype: str
-    count: int
-    offset: int
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.count * np.dtype(self.dtype).itemsize
-
-
-def _sections(counts: Sequence[int], header_bytes: int, vocabulary_bytes: int) -> list[_Section]:
-    """The arrays of the binary file, as `NgramModel.save` describes them; no size is taken from the file but these."""
-    n_nodes, n_contexts = 1 + sum(counts), 1 + sum(counts[:-1])
-    sections: list[_Section] = []
-    end = _PREAMBLE.size + header_bytes
-    for name, dtype, count in (
-        ("log_probs", "<f4", n_nodes),
-        ("backoffs", "<f4", n_contexts),
-        ("words", "<u2" if counts[0] <= 1 << 16 else "<u4", n_nodes - 1 - counts[0]),
-        ("child_counts", "<u4", n_contexts - 1),
-        ("suffixes", "<i4", sum(counts[2:-1])),
-        ("vocabulary", "u1", vocabulary_bytes),
-    ):
-        sections.append(_Section(name, dtype, count, -(-end // _ALIGNMENT) * _ALIGNMENT))
-        end = sections[-1].end
-    return sections
-
-
-def _read_binary(path: Path, data: mmap.mmap) -> NgramModel:
-    """The model of a binary file. Nothing is believed: a wrong number would be an index out of range, or an endless loop.
-
-    raises: LmError.
-    """
-
-    def check(right: object, message: str) -> None:
-        if not right:
-            raise LmError(f"{path}: {message}; it is damaged, build or copy it again")
-
-    check(len(data) >= _PREAMBLE.size, f"expected a language model, got {len(data)} bytes")
-    _, version, header_bytes = _PREAMBLE.unpack_from(data)
-    if version != _VERSION:
-        raise LmError(
-            f"{path}: expected version {_VERSION} of the file, got {version}: build it again with this program"
-        )
-    check(header_bytes <= _MAX_HEADER, f"expected a header of at most {_MAX_HEADER} bytes, got {header_bytes}")
-    try:
-        header: Any = json.loads(data[_PREAMBLE.size : _PREAMBLE.size + header_bytes])
-    except (ValueError, RecursionError):
-        header = None
-    check(isinstance(header, dict), "expected a header of JSON, got something else")
-    counts, vocabulary_bytes, info = (header.get(key) for key in ("counts", "vocabulary_bytes", "info"))
-    check(
-        isinstance(counts, list)
-        and 1 <= len(counts) <= MAX_ORDER
-        and all(type(count) is int and 0 <= count <= MAX_NGRAMS for count in [*counts, vocabulary_bytes])
-        and len(SPECIAL_WORDS) <= counts[0] <= MAX_WORDS
-        and sum(counts) <= MAX_NGRAMS
-        and isinstance(info, dict),
-        f"expected counts of n-grams, the size of the vocabulary and an info in the header, got {str(header)[:80]}",
-    )
-    sections = _sections(counts, header_bytes, vocabulary_bytes)
-    for section in sections:  # before any is allocated for: a short file may claim the moon
-        check(section.end <= len(data), f"expected {section.end} bytes with its {section.name}, got {len(data)}")
-    check(sections[-1].end == len(data), f"expected {sections[-1].end} bytes, got {len(data)}")
-    log_probs, backoffs, last_words, child_counts, stored_suffixes, vocabulary = (
-        np.frombuffer(data, section.dtype, section.count, section.offset) for section in sections
-    )
-    n_words, n_contexts = counts[0], len(backoffs)
-
-    check(np.isfinite(log_probs).all() and log_probs.max() <= _SLACK, "expected log-probabilities, got other numbers")
-    check(np.isfinite(backoffs).all(), "expected finite back-offs, got others")
-    first = 1 + np.cumsum([0, *counts])  # each level's first node
-    for k in range(1, len(counts)):
-        children = child_counts[first[k - 1] - 1 : first[k] - 1].sum(dtype=np.int64)
-        check(children == counts[k], f"expected {counts[k]} {k + 1}-grams, got {children} below the {k}-grams")
-        suffixes = stored_suffixes[first[k - 1] - first[2] : first[k] - first[2]] if k > 2 else stored_suffixes[:0]
-        check(((suffixes > 0) & (suffixes < first[k - 1])).all(), f"expected the suffixes of {k}-grams to be shorter")
-    check((last_words < n_words).all(), f"expected word ids below {n_words}, got one above")
-    keys = np.empty(len(log_probs) + 1, np.int64)
-    keys[0], keys[-1] = _LOWEST, _HIGHEST
-    keys[1 : 1 + n_words] = np.arange(n_words)
-    keys[1 + n_words : -1] = np.repeat(np.arange(1, n_contexts) * n_words, child_counts) + last_words
-    check((keys[1:] > keys[:-1]).all(), "expected the n-grams in order, got some out of it")
-    # A word's suffix is the root and that of two words the last one; those at the end are of no context at low orders.
-    derived = [np.zeros(1 + n_words, np.int32), 1 + last_words[: sum(counts[1:2])].astype(np.int32)]
-    suffixes = np.concatenate([*derived, stored_suffixes])[:n_contexts]
-
-    try:
-        words = vocabulary.tobytes().decode().split("\n")
-    except UnicodeDecodeError:
-        words = []
-    check(len(words) == n_words, f"expected {n_words} words of UTF-8, got {len(words) or 'something else'}")
-    check(tuple(words[:3]) == SPECIAL_WORDS, f"expected a vocabulary that starts with {' '.join(SPECIAL_WORDS)}")
-    model = NgramModel(words, tuple(counts), keys, log_probs, backoffs, suffixes, info)
-    check(len(model._ids) == n_words, "expected each word once in the vocabulary")
-    return model
-
-
-class _Arpa:
-    r"""An ARPA file, read once from its first line to \end\. All its errors name the line.
-
-    Lines stay bytes: their white space is ASCII's, words may hold any other; and only the unigrams need decoding.
-    """
-
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
-        self._path = path
-        self._file = file
-        self._line = 0
-        self._rows = self._read_rows()
-        self._ids = {word.encode(): number for number, word in enumerate(SPECIAL_WORDS)}
-
-    def model(self) -> NgramModel:
-        while next(self._rows) != _DATA:  # anything may stand before
-            pass
-        counts, heading = self._counts()
-        levels, lines = [], []
-        for k, count in enumerate(counts, start=1):
-            if heading != [rb"\%d-grams:" % k]:
-                self._fail(rf"expected \{k}-grams:, got {_shown(heading)}")
-            level, level_lines, heading = self._level(k, count)
-            levels.append(level)
-            lines.append(level_lines)
-        if heading != _END:
-            self._fail(rf"expected \end\, got {_shown(heading)}")
-        words = [word.decode() for word in self._ids]
-        return _build(words, levels, lambda k, index: f"{self._path}:{lines[k - 1][index]}", {})
-
-    def _counts(self) -> tuple[list[int], list[bytes]]:
-        """The lines `ngram 1=64000` and so on, and the row that ends them."""
-        counts: list[int] = []
-        for row in self._rows:
-            if row[0].startswith(b"\\"):
-                break
-            match = re.fullmatch(rb"ngram(-?\d{1,9})=(\d{1,18})", b"".join(row))
-            if not match:
-                self._fail(f"expected a count such as 'ngram 1=64000', got {_shown(row)}")
-            k, count = int(match[1]), int(match[2])
-            if k != len(counts) + 1 or k > MAX_ORDER:
-                self._fail(
-                    f"expected the count of {len(counts) + 1}-grams, at most {MAX_ORDER}-grams, got {_shown(row)}"
-                )
-            counts.append(count)
-            if counts[0] > MAX_WORDS or sum(counts) > MAX_NGRAMS:
-                self._fail(f"expected at most {MAX_WORDS} words and {MAX_NGRAMS} n-grams, got {_shown(row)}")
-        if not counts:
-            self._fail(f"expected a count such as 'ngram 1=64000', got {_shown(row)}")
-        return counts, row
-
-    def _level(self, k: int, count: int) -> tuple[Level, array[int], list[bytes]]:
-        """A section's n-grams, the line of each, and the row that ends it."""
-        ids, log_probs, backoffs, lines = array("i"), array("d"), array("d"), array("q")
-        for row in self._rows:
-            if row[0].startswith(b"\\"):
-                break
-            if len(lines) == count:
-                self._fail(rf"expected {count} {k}-grams as \data\ says, got another")
-            if not k + 1 <= len(row) <= k + 2:
-                self._fail(f"expected a log-probability, {k} words and at most a back-off, got {_shown(row)}")
-            if k == 1:
-                self._learn(row[1])
-            try:
-                log_probs.append(float(row[0]) * _LN10)
-                backoffs.append(float(row[k + 1]) * _LN10 if len(row) == k + 2 else 0.0)
-                ids.extend([self._ids[word] for word in row[1 : k + 1]])
-            except ValueError:
-                self._fail(f"expected a number before and after {k} words, got {_shown(row)}")
-            except KeyError as error:
-                self._check_text(error.args[0])
-                self._fail(f"expected the words of a {k}-gram to be 1-grams, {_shown(error.args)} is none")
-            lines.append(self._line)
-        if len(lines) != count:
-            self._fail(rf"expected {count} {k}-grams as \data\ says, got {len(lines)}")
-        if k == 1:
-            for word in (BOS, EOS):
-                if word not in ids:
-                    self._fail(
-                        f"expected {SPECIAL_WORDS[word]} among the 1-grams; estimate the model with sentence ends"
-                    )
-            if UNK not in ids:
-                ids.append(UNK)
-                log_probs.append(_NO_UNK)
-                backoffs.append(0.0)
-                lines.append(self._line)
-        return Level(np.array(ids).reshape(-1, k), np.array(log_probs), np.array(backoffs)), lines, row
-
-    def _learn(self, word: bytes) -> None:
-        if word not in self._ids:
-            self._check_text(word)
-            self._ids[word] = len(self._ids)
-
-    def _read_rows(self) -> Iterator[list[bytes]]:
-        """The fields of each line that is not empty. The end of the file is an error: the model ends before it."""
-        data_seen = False
-        while line := self._file.readline(_MAX_LINE + 1):
-            self._line += 1
-            if len(line) > _MAX_LINE:
-                self._fail(f"expected lines of at most {_MAX_LINE} bytes, got a longer one")
-            if self._line == 1:
-                line = line.removeprefix(_BYTE_ORDER_MARK)
-            # Some toolkits write <UNK>, which KenLM also takes for <unk>.
-            if row := line.replace(b"<UNK>", b"<unk>").split():
-                data_seen |= row == _DATA
-                yield row
-        if data_seen:
-            self._fail(r"expected \end\, got the end of the file: it is cut short, copy it again")
-        self._fail(r"expected a language model, ARPA or binary, got a file without a line \data\; check the path")
-
-    def _check_text(self, word: bytes) -> None:
-        try:
-            word.decode()
-        except UnicodeDecodeError as error:
-            self._fail(
-                f"expected UTF-8, got byte 0x{error.object[error.start]:02x} in {_shown([word])}; convert the file"
-            )
-
-    def _fail(self, message: str) -> NoReturn:
-        raise LmError(f"{self._path}:{max(self._line, 1)}: {message}")
-
-
-def _shown(row: Iterable[bytes]) -> str:
-    return repr(b" ".join(row)[:60].decode("utf-8", "backslashreplace"))
-
-
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` once it is written, or leaves things as they were. raises: LmError."""
     try:
         if path.exists() and not path.is_file():  # replacing /dev/null would do harm

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr.lm import model as lm
-from asr.lm.model import BOS, EOS, UNK, Level, LmError, NgramModel
+from asr.lm import binary
+from asr.lm.model import BOS, EOS, SPECIAL_WORDS, UNK, Level, LmError, NgramModel
 
 # three.arpa and four.arpa are Witten-Bell models of thirty short sentences written for this test, some of their n-grams
 # pruned, among them suffixes of longer ones as SRILM may; four.arpa has no <unk>. kenlm.json was written by
@@ -103,7 +103,7 @@ class Slow:
 
 
 def vocabulary(n_words: int) -> list[str]:
-    return [*lm.SPECIAL_WORDS, *(f"w{i}" for i in range(3, n_words))]
+    return [*SPECIAL_WORDS, *(f"w{i}" for i in range(3, n_words))]
 
 
 def random_levels(rng: np.random.Generator, n_words: int, order: int, per_level: int) -> list[Level]:
@@ -131,7 +131,7 @@ def random_model(seed: int, n_words: int = 9, order: int = 4, per_level: int = 3
 def assert_equal(found: NgramModel, expected: NgramModel) -> None:
     """Also where they differ in no score: the arrays are one to one with the n-grams, so nothing else can be compared."""
     assert (found.words, found.counts, found.start) == (expected.words, expected.counts, expected.start)
-    for name in ("_keys", "_suffixes", "_log_probs", "_backoffs"):
+    for name in ("keys", "suffixes", "log_probs", "backoffs"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), name)
 
 
@@ -246,7 +246,7 @@ def test_perplexity_by_hand(small: Path) -> None:
 def test_perplexity_of_many_batches(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = NgramModel.load(small)
     whole = model.perplexity(KENLM["sentences"])
-    monkeypatch.setattr(lm, "_BATCH", 3)
+    monkeypatch.setattr("asr.lm.model.BATCH", 3)
     pieces = model.perplexity(KENLM["sentences"])
     assert pieces.log_prob == pytest.approx(whole.log_prob)
     assert (pieces.words, pieces.sentences, pieces.oovs) == (whole.words, whole.sentences, whole.oovs)
@@ -409,7 +409,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def fail(*_: object) -> list[str]:
         raise OSError("disk full")
 
-    monkeypatch.setattr(model, "_texts", fail)
+    monkeypatch.setattr(model, "word_ids", fail)
     with pytest.raises(LmError, match="disk full"):
         model.write_arpa(path)
     assert path.read_text() == "old"
@@ -424,7 +424,7 @@ def parts(path: Path) -> tuple[dict, bytes, list]:  # type: ignore[type-arg]
     data = path.read_bytes()
     size = struct.unpack_from("<8sII", data)[2]
     header = json.loads(data[16 : 16 + size])
-    return header, data, lm._sections(header["counts"], size, header["vocabulary_bytes"])
+    return header, data, binary._sections(header["counts"], size, header["vocabulary_bytes"])
 
 
 def test_cut_short_anywhere(tmp_path: Path) -> None:
