@@ -1,8 +1,7 @@
 """Transcript normalisation: named functions, one chosen by each recipe.
 
 A normaliser maps a transcript as published to the text a model is trained on and scored against. It never drops what is
-spoken but cannot be spelt (digits stay digits): what is left outside the alphabet is an error for `asr doctor` to show,
-not a hole in the text.
+spoken but cannot be spelt: what is left outside the alphabet is an error for `asr doctor` to show, not a hole in the text.
 """
 
 from __future__ import annotations
@@ -11,11 +10,13 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+from asr import spoken
 from asr.errors import AsrError, nearest
 
 _APOSTROPHES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'", "`": "'", "\u00b4": "'"})
 _SPOKEN = "'&%@#$€£¥+=°"
-_UNSPOKEN = re.compile(r"[^\w'%@#$€£¥+=°]|_")
+_FRACTIONS = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+_UNSPOKEN = re.compile(r"[^\w'%@#$€£¥+=°]")
 
 
 class TextError(AsrError):
@@ -28,18 +29,20 @@ def squeeze(text: str) -> str:
 
 
 def english(text: str) -> str:
-    """Lower case; letters without accents, digits, apostrophes inside words, signs that are read aloud; no punctuation.
+    """Lower case; letters without accents, apostrophes inside words, numbers and the like as words; no punctuation.
 
     >>> english("“Don’t,” said Zoë, 'half-way' — the '90s!")
-    "don't said zoe half way the 90s"
-    >>> english("Rock & roll: 5%")
-    'rock and roll 5%'
+    "don't said zoe half way the nineties"
+    >>> english("Mr. Smith paid $20 in 1969: 2.5% of it.")
+    'mister smith paid twenty dollars in nineteen sixty nine two point five percent of it'
     """
-    # Lower case last: the decomposition of signs such as the Kelvin or trade mark sign holds capitals.
-    text = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES)).translate(_APOSTROPHES).lower()
-    # Accents go, and so do invisible characters such as the soft hyphen, which stand inside words.
-    text = "".join(sign for sign in text if not unicodedata.combining(sign) and unicodedata.category(sign) != "Cf")
-    text = re.sub(_UNSPOKEN, " ", text.replace("&", " and "))
+    if not text.isascii():
+        text = re.sub(_FRACTIONS, r" \g<0>", text.translate(_APOSTROPHES))  # decomposed, 2½ is 21/2
+        text = unicodedata.normalize("NFKD", text).translate(_APOSTROPHES)
+        # Accents go, and so do invisible characters such as the soft hyphen, which stand inside words.
+        text = "".join(sign for sign in text if not unicodedata.combining(sign) and unicodedata.category(sign) != "Cf")
+    # Lower case last: months and titles have capitals, and so has the decomposition of signs such as the trade mark.
+    text = re.sub(_UNSPOKEN, " ", spoken.english(text.replace("_", " ").replace("`", "'")).lower())
     # An apostrophe belongs to a word (don't, dogs' is written dogs): at a word's edge it is a quotation mark.
     return " ".join(word for word in (raw.strip("'") for raw in text.split()) if word)
 

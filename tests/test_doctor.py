@@ -70,7 +70,7 @@ def test_every_fault(tmp_path: Path, clean: list[Utterance]) -> None:
         ("error", "wrong duration", "shorter"): replace(spoken("shorter"), duration_s=2.3),
         ("error", "wrong duration", "longer"): replace(spoken("longer"), duration_s=1.7),
         ("error", "empty text", "empty"): spoken("empty", text="?!"),
-        ("error", "text outside alphabet", "digits"): spoken("digits", text="Hello 55é 5ß"),
+        ("error", "text outside alphabet", "digits"): spoken("digits", text="Hello 55é $ß"),
         ("error", "too short for its text", "dense"): spoken("dense", 0.4, text="abcdeeffgh"),
         ("warning", "silence", "silence"): spoken("silence", level=0.0005),
         ("warning", "silence", "zeros"): spoken("zeros", level=0.0),
@@ -103,7 +103,7 @@ def test_every_fault(tmp_path: Path, clean: list[Utterance]) -> None:
     }
     also = {("warning", "unusual duration", "dense"), ("warning", "unusual speed", "dense")}
     assert found - also == expected
-    assert diagnosis.unknown == {"5": 3, "ß": 1}
+    assert diagnosis.unknown == {"$": 1, "ß": 1}
     assert diagnosis.errors == sum(level == "error" for level, _, _ in expected)
     details = {finding.id: finding.detail for finding in diagnosis.findings if "unusual" not in finding.kind}
     assert details["shorter"] == "the manifest says 2.30 s, the audio has 2.00 s"
@@ -173,7 +173,7 @@ def rendered(diagnosis: doctor.Diagnosis, encoding: str = "utf-8") -> str:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_rendered_in_80_columns(tmp_path: Path, clean: list[Utterance], encoding: str) -> None:
-    missing = [Utterance(tmp_path / f"[bold]{index}.wav", 2.0, f"nothing 5 {'long ' * 30}") for index in range(5)]
+    missing = [Utterance(tmp_path / f"[bold]{index}.wav", 2.0, f"nothing $ {'long ' * 30}") for index in range(5)]
     output = rendered(doctor.check([*clean, *missing], TOKENS, english), encoding)
     lines = output.splitlines()
     assert max(map(len, lines)) <= 80
@@ -184,7 +184,7 @@ def test_rendered_in_80_columns(tmp_path: Path, clean: list[Utterance], encoding
     assert any(line.split() == ["error", "missing", "audio", "5"] for line in lines)
     assert "    [bold]0: no such file; check the path" in lines
     assert "    and 2 more" in lines
-    assert "Characters outside the alphabet, how often: '5' 5" in lines
+    assert "Characters outside the alphabet, how often: '$' 5" in lines
     assert lines[-1].startswith("15 errors, ")
 
 

@@ -14,7 +14,7 @@ DATA = Path(__file__).parent / "data"
 
 # From the ground up: each file or folder of the package may import what stands before it, and itself.
 FLOORS = [
-    *("errors", "threads", "text", "tokens", "subtitles", "terminal", "metrics", "manifest"),
+    *("errors", "threads", "spoken", "text", "tokens", "subtitles", "terminal", "metrics", "manifest"),
     *("audio", "onnxfile", "transcript", "lm", "decoding", "network", "stream", "recognizer"),
     *("live", "batch", "interchange", "download", "archive", "corpus", "doctor", "training"),
     *("cli_lm", "cli_manifest", "cli", "__main__"),

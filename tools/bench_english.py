@@ -97,7 +97,8 @@ def normalised(transcript: str) -> str:
     >>> normalised("“Don’t!” said Zoë, half-way")
     "don't said zoe half way"
     """
-    return " ".join(re.sub(r"[^a-z' ]", " ", text.english(transcript)).split())
+    without_marks = transcript.replace("+", " ")  # PocketSphinx writes ++NOISE++
+    return " ".join(re.sub(r"[^a-z' ]", " ", text.english(without_marks)).split())
 
 
 def spread(items: Sequence[Any], most: int | None) -> list[Any]:
