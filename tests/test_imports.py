@@ -16,8 +16,8 @@ DATA = Path(__file__).parent / "data"
 FLOORS = [
     *("errors", "threads", "spoken", "text", "tokens", "subtitles", "terminal", "metrics", "manifest"),
     *("audio", "onnxfile", "transcript", "lm", "decoding", "network", "stream", "recognizer"),
-    *("live", "batch", "interchange", "download", "archive", "corpus", "doctor", "training"),
-    *("cli_lm", "cli_manifest", "cli", "__main__"),
+    *("live", "interchange", "download", "archive", "corpus", "doctor", "training"),
+    *("cli", "__main__"),
 ]
 HEAVY = {
     "torch",

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from conftest import DATA, Cli
 
-from asr import batch
+from asr.cli import batch
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The commands `asr import` and `asr export-manifest`: manifests of other toolkits to ours and back."""
+"""The commands about manifests: `asr doctor`, `asr import` and `asr export-manifest`."""
 
 from __future__ import annotations
 
@@ -83,6 +83,42 @@ def import_csv(
     terminal.refuse_existing(output, overwrite)
     with terminal.interruptible():
         _import(read_csv(file, audio_column, text_column, speaker_column), output, str(file))
+
+
+def doctor(
+    manifest: Annotated[Path, typer.Argument(help="JSON lines to check before training.", show_default=False)],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="The recipe's settings: alphabet, normaliser, frame shift.", show_default="English"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+    examples: Annotated[int, typer.Option(help="How many examples of each fault to show.", min=0)] = 3,
+) -> None:
+    """Check audio and texts before hours of training are spent on them; exit 1 if there are errors."""
+    from rich.console import Console
+
+    from asr.audio import SAMPLE_RATE
+    from asr.doctor import check
+    from asr.manifest import read
+    from asr.text import normaliser
+    from asr.tokens import Tokens
+
+    tokens, normalise, shift_s = Tokens.of(" 'abcdefghijklmnopqrstuvwxyz"), "english", 0.04
+    if config is not None:
+        from asr.training.config import read as read_config
+        from asr.training.subwords import of_settings
+
+        settings = read_config(config)
+        tokens, normalise = of_settings(settings.data), settings.data.normaliser
+        shift_s = settings.features.hop_length * settings.network.subsampling / SAMPLE_RATE
+    with terminal.progress(Console(stderr=True)) as progress:
+        diagnosis = check(read(manifest), tokens, normaliser(normalise), shift_s, manifest=manifest, progress=progress)
+    if as_json:
+        terminal.show(diagnosis.to_json() + "\n")
+    else:
+        diagnosis.render(Console(), examples=examples)
+    if diagnosis.errors:
+        raise typer.Exit(1)
 
 
 def export_manifest(

@@ -1,0 +1,70 @@
+"""The command line: one function a command, each importing what it needs and nothing more."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from asr import terminal
+from asr.cli import evaluate, info, live, lm, manifest, train, transcribe
+from asr.errors import AsrError
+
+app = typer.Typer(
+    help="Train a speech recogniser, carry it in one file, run it without PyTorch.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(lm.app, name="lm")
+app.add_typer(manifest.app, name="import")
+for command, examples in (
+    (transcribe.transcribe, "Examples: `asr transcribe talk.mp3` — `asr transcribe -r recordings -f txt,srt -o texts`"),
+    (live.live, "Examples: `asr live` — `asr live --save talk.wav -o talk.srt` — `asr live --from talk.mp3`"),
+    (train.train, "Example: `asr train recipes/fsdd/config.yaml network.hidden=128 epochs=10 --run runs/small`"),
+    (train.adapt, "Example: `asr adapt runs/english me.jsonl -o runs/me`, then `asr export runs/me -o me.onnx`"),
+    (evaluate.evaluate, "Example: `asr evaluate english data/test.jsonl`"),
+    (train.report, "Example: `asr report runs/digits -o report.html`"),
+    (train.export, "Example: `asr export runs/digits -o digits.onnx`"),
+    (info.info, "Example: `asr info english`"),
+    (manifest.doctor, "Example: `asr doctor recipes/fsdd/data/train.jsonl --config recipes/fsdd/config.yaml`"),
+    (train.summary, "Example: `asr summary recipes/fsdd/config.yaml network.cell=gru`"),
+    (evaluate.tune, "Example: `asr tune english.onnx data/dev.jsonl --lm english.lm`"),
+    (manifest.export_manifest, "Example: `asr export-manifest train.jsonl --kaldi data/train --lhotse cuts.jsonl`"),
+):
+    app.command(epilog=examples)(command)
+
+
+def main() -> None:
+    """Entry point: errors in the input are one line on stderr and exit status 1."""
+    try:
+        app(prog_name="asr")  # also as python -m asr, or shell completion would be of python
+    except AsrError as error:
+        terminal.complain(error)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        extras = {
+            "torch": "train",
+            "torchaudio": "train",
+            "lightning": "train",
+            "matplotlib": "train",
+            "onnx": "train",
+            "safetensors": "train",
+            "librosa": "plots",
+            "sentencepiece": "train",
+        }
+        extra = extras.get(str(error.name).split(".")[0])
+        if extra is None:
+            raise
+        terminal.complain(
+            f"this command needs {error.name}, which is not installed; in a clone of this project: pip install '.[{extra}]'"
+        )
+        sys.exit(1)
+    except ImportError as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        sys.exit(130)  # Ctrl-C while a library was loading
+    except BrokenPipeError:  # the reader of our output, such as head, has had enough
+        sys.stderr.close()
+        sys.exit(1)

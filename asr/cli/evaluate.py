@@ -1,0 +1,208 @@
+"""The commands that measure a recogniser on a manifest: evaluate, tune."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from asr import terminal
+from asr.cli import options
+from asr.errors import AsrError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
+    from asr.manifest import Utterance
+    from asr.metrics import Scored
+    from asr.recognizer import Recognizer
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A run folder, a model file (.onnx), or a bundled name.", show_default=False)
+    ],
+    manifest: Annotated[Path, typer.Argument(help="JSON lines with the true texts.", show_default=False)],
+    beam: options.Beam = 128,
+    lm: options.Lm = None,
+    decoding: options.Weights = None,
+    hotwords: options.HotWords = None,
+    grammar: options.GrammarFile = None,
+    reject: options.Reject = None,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Also how far the confidences can be counted on.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="That as a picture (.png), with --calibration.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    worst: Annotated[int, typer.Option(help="How many of the worst utterances to show.", min=0)] = 10,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write every reference and hypothesis, as JSON lines.")
+    ] = None,
+    overwrite: terminal.Overwrite = False,
+) -> None:
+    """Word and character error rates on a manifest, and where the errors are."""
+    import json
+    from time import perf_counter
+
+    import numpy as np
+    from rich.console import Console
+
+    from asr import metrics
+    from asr.decoding import confidence
+    from asr.manifest import read
+    from asr.recognizer import Recognizer
+    from asr.transcript import write, write_bytes
+
+    options.refuse(
+        (plot is not None and not calibration, "--plot", "shows the confidences: --calibration"),
+        (plot is not None and plot.suffix != ".png", "--plot", "expected a file's name that ends in .png"),
+    )
+    steering = options.steering(model, beam, lm, decoding, hotwords, grammar, reject)
+    for wanted in (output, plot):
+        if wanted is not None:
+            terminal.refuse_existing(wanted, overwrite)
+    if plot is not None:
+        from asr.training import plots
+    console = Console(stderr=True)
+    utterances = read(manifest)
+    model = options.as_onnx(model)
+    recognizer = Recognizer(model, **steering)
+    options.note_unspelt(recognizer)
+    failures: list[str] = []
+    sure: list[float] = []
+    started = perf_counter()
+    with terminal.interruptible():
+        scored = list(recognise(recognizer, utterances, failures, console, sure))
+    spent = perf_counter() - started
+    if not scored:
+        raise AsrError(f"{manifest}: none of {len(utterances)} utterances could be read; the first: {failures[0]}")
+    report = metrics.report(scored, worst=worst)
+    reliable = None
+    if calibration:
+        known = [confidence.right_words(one.reference, one.hypothesis) for one in scored]
+        reliable = confidence.reliability(np.array(sure), np.concatenate(known))
+    if as_json:
+        language_model = None if recognizer.lm_path is None else str(recognizer.lm_path)
+        figures = report.to_json() | {"failed": failures, "language_model": language_model}
+        if reliable is not None:
+            figures["calibration"] = reliable.to_json()
+        terminal.show(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+    else:
+        terminal.show(f"{options.describe(recognizer)}\n\n")
+        report.render(Console())
+        if reliable is not None:
+            reliable.render(Console())
+    if plot is not None and reliable is not None:
+        title = f"{recognizer.name}: {len(sure)} words, expected calibration error {reliable.error:.3f}"
+        picture = plots.reliability(title, reliable.counts, reliable.confidence, reliable.accuracy)
+        write_bytes(plot, picture, overwrite=overwrite)
+    speed = sum(one.duration_s for one in scored) / max(spent, 1e-9)
+    console.print(f"decoded at {speed:.0f} x real time, reading included", highlight=False)
+    if output is not None:
+        rows = ({"id": one.id, "reference": one.reference, "hypothesis": one.hypothesis} for one in scored)
+        write(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), overwrite=overwrite)
+    if failures:
+        typer.echo(
+            f"{len(failures)} of {len(utterances)} utterances failed and are not in the figures, see above", err=True
+        )
+        raise typer.Exit(1)
+
+
+def tune(
+    model: Annotated[
+        str, typer.Argument(help="The model file (.onnx) to write the settings into.", show_default=False)
+    ],
+    manifest: Annotated[Path, typer.Argument(help="A dev set, never a test set: JSON lines.", show_default=False)],
+    lm: options.Lm = None,
+    beam: options.Beam = 128,
+    closed: Annotated[bool, typer.Option("--closed", help="Only words that the language model knows.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the settings, change nothing.")] = False,
+) -> None:
+    """Find the language model's weights on a dev set, calibrate the confidences, and keep both in the model's file."""
+    from rich.console import Console
+
+    from asr import audio
+    from asr.decoding import tuning
+    from asr.decoding.confidence import Calibration, ConfidenceError
+    from asr.decoding.decoder import Decoder
+    from asr.manifest import read
+    from asr.network import find_model
+    from asr.recognizer import Recognizer
+    from asr.text import normaliser
+
+    options.refuse((closed and not options.has_lm(model, lm, beam), "--closed", "is for a language model: --lm FILE"))
+    path = find_model(model)
+    if not dry_run and not os.access(path.parent, os.W_OK):  # before the work
+        raise AsrError(f"{path}: no permission to write beside it; copy the model to where you may, or use --dry-run")
+    utterances = read(manifest)
+    recognizer = Recognizer(model, beam=beam, lm=lm, decoding={"unknown": None} if closed else None)
+    options.note_unspelt(recognizer)
+    terminal.note(options.describe(recognizer))
+    normalise = normaliser(recognizer.card.get("normaliser", "none"))
+    examples: list[tuning.Example] = []
+    failed = 0
+    decoders = {"greedy": Decoder(recognizer.tokens, beam=1), "beam": Decoder(recognizer.tokens, beam=beam)}
+    best: tuning.Trial | None = None
+    with terminal.interruptible("; nothing was changed"), terminal.progress(Console(stderr=True)) as progress:
+        for utterance in progress.track(utterances, description="running the network"):
+            try:
+                waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
+                examples.append(tuning.Example(recognizer.log_probs(waveform), normalise(utterance.text)))
+            except AsrError as error:
+                terminal.complain(error)
+                failed += 1
+        if not any(example.reference for example in examples):
+            raise AsrError(f"{manifest}: expected recordings with texts to tune on, got none that can be used")
+        if recognizer.lm is not None:
+            task = progress.add_task("trying weights", total=None)
+
+            def tell(trial: tuning.Trial) -> None:
+                terminal.note(f"{trial}")
+                progress.update(task, advance=1)
+
+            best = tuning.search(
+                examples, recognizer.tokens, recognizer.lm, beam=beam, start=recognizer.decoding, progress=tell
+            )
+            decoders["lm"] = Decoder(recognizer.tokens, beam=beam, lm=recognizer.lm, decoding=best.decoding)
+            terminal.show(f"{best}\n")
+        calibrations: dict[str, Calibration] = {}
+        for kind, decoder in progress.track(decoders.items(), description="calibrating"):
+            wer, cer = tuning.error_rates(examples, decoder)
+            terminal.show(f"{kind}: WER {wer:.2%}, CER {cer:.2%}\n")
+            try:
+                calibrations[kind] = tuning.calibrate(examples, decoder)
+            except ConfidenceError as error:
+                terminal.note(f"{kind}: not calibrated: {error}")
+        if not dry_run:
+            tuning.store(path, best.decoding if best else None, calibrations)
+            terminal.note(f"{path}: these settings are in it now")
+    if failed:
+        terminal.note(f"{failed} recordings could not be read, see above; the settings are of the others")
+        raise typer.Exit(1)
+
+
+def recognise(
+    recognizer: Recognizer, utterances: list[Utterance], failures: list[str], console: Console, sure: list[float]
+) -> Iterator[Scored]:
+    """Each utterance's reference and hypothesis; fills in the failures, and the confidences of all words."""
+    from asr import audio
+    from asr.metrics import Scored
+    from asr.text import normaliser
+
+    normalise = normaliser(recognizer.card.get("normaliser", "none"))
+    with terminal.progress(console) as progress:
+        for utterance in progress.track(utterances, description="recognising"):
+            try:
+                waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
+                transcript = recognizer.transcribe(waveform, audio.SAMPLE_RATE)
+            except AsrError as error:
+                failures.append(str(error))
+                terminal.complain(error)
+                continue
+            reference = normalise(utterance.text)
+            sure += [word.confidence for word in transcript.words]
+            yield Scored(utterance.id, reference, transcript.text, utterance.speaker, utterance.duration_s)

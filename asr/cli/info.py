@@ -1,0 +1,69 @@
+"""The command `asr info`: what a model file is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from asr import terminal
+from asr.cli import options
+
+
+def info(
+    model: Annotated[
+        str, typer.Argument(help="A model file (.onnx), a run folder, or a name.", show_default=False)
+    ] = "english",
+    as_json: Annotated[bool, typer.Option("--json", help="The whole card as JSON.")] = False,
+) -> None:
+    """What a model file is: vocabulary, features, network, training, licence, figures."""
+    import json
+
+    from asr.network import find_lm, find_model
+    from asr.recognizer import Recognizer
+
+    path, lm = find_model(options.as_onnx(model)), find_lm(model)
+    recognizer = Recognizer(path)
+    card, tokens = recognizer.card, recognizer.tokens
+    longer = [symbol for symbol in tokens.symbols[1:] if len(symbol) > 1]
+    pieces = f" and {len(longer)} pieces: {', '.join(map(repr, longer[:8]))}, ..." if longer else ""
+    if as_json:
+        terminal.show(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        return
+
+    def part(of: dict[str, Any], key: str) -> dict[str, Any]:
+        return of[key] if isinstance(of.get(key), dict) else {}
+
+    def filled(pattern: str, values: dict[str, Any]) -> str:
+        try:
+            return pattern.format_map(values)
+        except KeyError:  # a model can do without what a recogniser does not need
+            return ""
+
+    def percentages(rates: object) -> object:
+        pairs = rates.items() if isinstance(rates, dict) else [("", rates)]
+        shown = (f"{kind} {rate:.2%}" if isinstance(rate, float) else f"{kind} {rate}" for kind, rate in pairs)
+        return ", ".join(shown).strip()
+
+    features, network = part(part(card, "config"), "features"), part(part(card, "config"), "network")
+    columns = "{n_mfcc} coefficients" if features.get("kind") == "mfcc" else "{n_mels} bands"
+    directions = "both directions" if network.get("bidirectional") else "one direction"
+    rows = {
+        "name": card["name"],
+        "file": f"{path} ({path.stat().st_size / 1e6:.2f} MB, {card.get('precision', 'float32')})",
+        "language model": lm and f"{lm} ({lm.stat().st_size / 1e6:.2f} MB)",
+        "trained on": card.get("description"),
+        "licence": card.get("licence"),
+        "features": filled("{kind}, " + columns, features),
+        "network": filled("{layers} x {hidden} {cell}, " + directions, network),
+        "frame": f"{1000 * card['frame_shift'] / card['sample_rate']:.0f} ms",
+        "vocabulary": f"{len(tokens)} tokens: {tokens.alphabet!r}" + pieces,
+        **{key.replace("_", " "): value for key, value in part(card, "training").items()},
+        **{key: percentages(value) for key, value in part(card, "figures").items()},
+        "decoding": ", ".join(f"{name} {'never' if x is None else x}" for name, x in part(card, "decoding").items()),
+        "calibrated for": ", ".join(part(card, "calibration")),
+        "written by": filled("asr {version}, ", card) + f"schema {card['schema']}",
+    }
+    rows = {terminal.line(key): terminal.line(value) for key, value in rows.items() if value not in (None, "")}
+    width = max(map(len, rows))
+    terminal.show("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()))

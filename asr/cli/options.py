@@ -1,0 +1,132 @@
+"""What several commands share: their options, the rules of usage, and what is said about a recogniser."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from asr import terminal
+from asr.errors import nearest
+
+if TYPE_CHECKING:
+    from asr.recognizer import Recognizer
+
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A model file (.onnx), a run folder, or a name.")]
+Beam = Annotated[
+    int, typer.Option(help="Width of the beam search; 1 is greedy decoding. A language model wants 16 or more.", min=1)
+]
+Lm = Annotated[
+    str | None,
+    typer.Option(
+        "--lm",
+        help="A language model: of asr lm train, ARPA, 'bundled' for NAME.lm beside the model's NAME.onnx, or 'none'.",
+        show_default="bundled, of a model by name, unless with --beam 1 or --grammar",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--decoding",
+        help="How much it is heeded: lm_weight=0.8,word_bonus=1,unknown=-6; see asr tune.",
+        show_default="the model's own",
+    ),
+]
+HotWords = Annotated[
+    Path | None, typer.Option("--hotwords", help="A file of words and phrases to expect, one a line: Kubernetes^5.")
+]
+GrammarFile = Annotated[
+    Path | None, typer.Option("--grammar", help="Only these phrases: a file of one a line, or of JSGF.")
+]
+Reject = Annotated[
+    float | None,
+    typer.Option(help="Nothing rather than a sentence of the grammar so many nats a letter below free text.", min=0),
+]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override.")]
+
+
+def refuse(*faults: tuple[object, str, str]) -> None:
+    """The first of the faults that is one, as wrong usage. Each: whether it is, the option, the message."""
+    for wrong, option, message in faults:
+        if wrong:
+            raise typer.BadParameter(message, param_hint=option)
+
+
+def steering(
+    model: str,
+    beam: int,
+    lm: str | None,
+    decoding: str | None,
+    hotwords: Path | None,
+    grammar: Path | None,
+    reject: float | None,
+) -> dict[str, Any]:
+    """What the options say, as arguments of a Recognizer."""
+    idle = decoding is not None and not has_lm(model, lm, beam, grammar)
+    refuse(
+        (idle, "--decoding", "steers a language model: --lm FILE"),
+        (reject is not None and grammar is None, "--reject", "is for a grammar: --grammar FILE"),
+    )
+    from dataclasses import fields
+
+    from asr.decoding.fusion import Decoding
+
+    known = [field.name for field in fields(Decoding)]
+    weights: dict[str, float | None] = {}
+    for part in (decoding or "").split(",") if decoding else []:
+        name, _, value = part.partition("=")
+        if name not in known:
+            raise typer.BadParameter(f"'{part}': expected NAME=NUMBER; {nearest(name, known)}", param_hint="--decoding")
+        try:
+            weights[name] = None if (name, value) == ("unknown", "never") else float(value)
+        except ValueError:
+            raise typer.BadParameter(f"'{part}': expected a number, got {value!r}", param_hint="--decoding") from None
+    return {"beam": beam, "lm": lm, "decoding": weights, "hotwords": hotwords, "grammar": grammar, "reject": reject}
+
+
+def has_lm(model: str, lm: str | None, beam: int, grammar: Path | None = None) -> bool:
+    """Whether a Recognizer with these arguments heeds a language model."""
+    from asr.recognizer import default_lm
+
+    return default_lm(model, beam, grammar) is not None if lm is None else lm != "none"
+
+
+def formats_of(names: str) -> list[str]:
+    from asr.transcript import WRITERS
+
+    kinds = list(dict.fromkeys(names.split(",")))
+    unknown = [kind for kind in kinds if kind not in WRITERS]
+    if unknown:
+        raise typer.BadParameter(f"'{unknown[0]}': {nearest(unknown[0], WRITERS)}", param_hint="--format")
+    return kinds
+
+
+def as_onnx(model: str) -> str:
+    """A run folder stands for its model, exported beside it where that has not been done yet. A model's name goes first."""
+    from asr.network import models
+
+    run = Path(model)
+    settings, weights, exported = run / "config.yaml", run / "model.safetensors", run / "model.onnx"
+    if model in models() or not any(map(os.path.exists, (settings, weights, exported))):
+        return model
+    if not exported.exists() or (weights.exists() and exported.stat().st_mtime < weights.stat().st_mtime):
+        from asr.training.export import export as write_onnx
+
+        write_onnx(run, exported, overwrite=True)
+    return str(exported)
+
+
+def describe(recognizer: Recognizer) -> str:
+    """What recognises, in words."""
+    lm = f"language model {recognizer.lm_path}" if recognizer.lm_path else "no language model"
+    return terminal.line(f"model {recognizer.name}, {recognizer.network.path}, {lm}")
+
+
+def note_unspelt(recognizer: Recognizer) -> None:
+    unspelt = recognizer.decoder.unspelt
+    if unspelt:
+        few = ", ".join(unspelt[:5]) + ", ..." * (len(unspelt) > 5)
+        terminal.note(f"{len(unspelt)} words of the language model cannot be spelt by {recognizer.name}: {few}")

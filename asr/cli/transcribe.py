@@ -1,0 +1,179 @@
+"""The command `asr transcribe`: files, folders and pipes as text."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from asr import terminal
+from asr.cli import options
+from asr.errors import AsrError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from asr.cli.batch import Job
+    from asr.recognizer import Recognizer
+    from asr.transcript import Transcript
+
+
+def transcribe(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="Recordings, folders of them, patterns; - reads from a pipe.", show_default=False),
+    ],
+    model: options.Model = "english",
+    formats: Annotated[
+        str, typer.Option("--format", "-f", help="txt, srt, vtt, tsv, json, ctm, textgrid; several with commas.")
+    ] = "txt",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write files into this folder.")] = None,
+    beam: options.Beam = 128,
+    lm: options.Lm = None,
+    decoding: options.Weights = None,
+    hotwords: options.HotWords = None,
+    grammar: options.GrammarFile = None,
+    reject: options.Reject = None,
+    n_best: Annotated[int, typer.Option(help="List so many texts of each stretch in the format json.", min=1)] = 1,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", help="Processes.", min=1, show_default="all cores for 4 files or more")
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also the folders within folders.")] = False,
+    overwrite: terminal.Overwrite = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")
+    ] = False,
+    threads: Annotated[int, typer.Option(help="Threads of the network in each process; one is fastest.", min=1)] = 1,
+    rate: Annotated[int | None, typer.Option(help="The pipe has raw 16-bit mono samples at this rate, in Hz.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line on stderr for each recording.")] = False,
+) -> None:
+    """Print the text of recordings, or write it to files, offline."""
+    from time import perf_counter
+
+    from asr.cli import batch
+    from asr.recognizer import Recognizer
+
+    kinds = options.formats_of(formats)
+    piped = inputs == ["-"]
+    replace = overwrite or skip_existing  # one that is left of an unfinished recording is replaced too
+    options.refuse(
+        (output is None and len(kinds) > 1, "--format", "several formats need a folder to go to: -o DIR"),
+        (quiet and verbose, "--quiet", "--verbose asks for the opposite"),
+        (overwrite and skip_existing, "--overwrite", "--skip-existing asks for the opposite"),
+        (replace and output is None, "--overwrite, --skip-existing", "no files are written without -o DIR"),
+        ("-" in inputs and not piped, "INPUTS", "- reads from a pipe and stands alone; a file of that name is ./-"),
+        (rate is not None and not piped, "--rate", "is for raw samples from a pipe: give - as the only input"),
+        (piped and (recursive or jobs), "--recursive, --jobs", "a pipe is one recording"),
+        (n_best > 1 and kinds != ["json"], "--n-best", "only the format json has room for it: -f json"),
+        (n_best > beam, "--n-best", f"the beam of {beam} ends with no more texts than that: --beam {n_best}"),
+    )
+    settings = options.steering(model, beam, lm, decoding, hotwords, grammar, reject) | {
+        "threads": threads,
+        "n_best": n_best,
+    }
+    started = perf_counter()
+    recordings, nothing = ({Path("stdin"): Path("stdin")}, []) if piped else batch.find(inputs, recursive=recursive)
+    if output is None and len(recordings) > 1 and kinds[0] not in ("txt", "ctm"):
+        raise typer.BadParameter(
+            f"{kinds[0]} of {len(recordings)} recordings cannot be told apart on stdout: -o DIR", param_hint="--format"
+        )
+    todo, skipped, refused = batch.plan(recordings, output, kinds, overwrite=overwrite, skip_existing=skip_existing)
+    for error in nothing + refused:
+        terminal.complain(error)
+    model = options.as_onnx(model)
+    if verbose and todo:
+        count = batch.processes(len(todo), jobs)
+        recognizer = Recognizer(model, **settings)
+        terminal.note(f"{options.describe(recognizer)}, {count} process{'es' * (count > 1)}")
+        options.note_unspelt(recognizer)
+        del recognizer  # every process loads its own
+    hint = "; --skip-existing goes on from here" if output and not piped else ""
+    if piped and todo:
+        with terminal.interruptible(hint):
+            recognizer = Recognizer(model, **settings)
+            _transcribe_pipe(todo[0], kinds[0], recognizer, rate, replace, verbose)
+        return
+    done, audio_s = 0, 0.0
+    results = batch.transcribe([job.path for job in todo], model, jobs=jobs, **settings)
+    with (
+        terminal.interruptible(hint),
+        closing(results),
+        terminal.progress(terminal.stderr(quiet or len(todo) < 2)) as progress,
+    ):
+        task = progress.add_task("transcribing", total=len(todo))
+        for job, attempt in zip(todo, results, strict=True):
+            try:
+                if isinstance(attempt.result, AsrError):
+                    raise attempt.result
+                audio_s += attempt.result.duration_s
+                prefix = f"{terminal.line(job.path)}\t" if len(recordings) > 1 and kinds == ["txt"] else ""
+                _deliver(attempt.result, job, kinds[0], replace, prefix)
+                if verbose:
+                    terminal.note(_told(job.path, attempt.result, attempt.seconds))
+                done += 1
+            except AsrError as error:
+                terminal.complain(error)
+            speed = audio_s / (perf_counter() - started)
+            progress.update(task, advance=1, description=f"transcribing, {speed:.0f} x real time")
+    failed = len(nothing) + len(recordings) - len(skipped) - done
+    if len(recordings) > 1 and not quiet:
+        counts = f"{done} of {len(recordings)} recordings, {audio_s / 3600:.2f} h of audio"
+        notes = [f"{len(skipped)} skipped"] * bool(skipped) + [f"{failed} failed, see above"] * bool(failed)
+        spent = perf_counter() - started
+        terminal.note("; ".join([f"{counts} in {spent:.1f} s, {audio_s / spent:.0f} x real time", *notes]))
+    if failed:
+        raise typer.Exit(1)
+
+
+def _transcribe_pipe(
+    job: Job, kind: str, recognizer: Recognizer, rate: int | None, overwrite: bool, verbose: bool
+) -> None:
+    """Standard input as one recording, to the job's outputs or in one format to the terminal."""
+    from time import perf_counter
+
+    from asr.audio import AudioError, pipe_blocks
+
+    broken: list[AudioError] = []
+
+    def heard() -> Iterator[np.ndarray]:
+        try:
+            yield from pipe_blocks(sys.stdin.buffer, rate=rate)
+        except AudioError as error:  # what came before it is worth having
+            broken.append(error)
+
+    if sys.stdin is None:  # closed, as by <&-
+        raise AsrError("standard input: expected audio, got a closed pipe")
+    started = perf_counter()
+    transcript = recognizer.transcribe_blocks(heard())
+    if broken and not transcript.duration_s:
+        raise broken[0]
+    _deliver(transcript, job, kind, overwrite)
+    if verbose:
+        terminal.note(_told(job.path, transcript, perf_counter() - started))
+    if broken:
+        raise broken[0]
+
+
+def _deliver(transcript: Transcript, job: Job, kind: str, overwrite: bool, prefix: str = "") -> None:
+    """Write a transcript to the job's outputs; without any, print it in one format, after the prefix."""
+    from asr.transcript import WRITERS, write
+
+    name = terminal.line(job.path.stem)
+    for output_kind, target in job.outputs.items():
+        terminal.make_folder(target.parent)
+        write(target, WRITERS[output_kind](transcript, name), overwrite=overwrite)
+    if not job.outputs:
+        terminal.show(prefix + WRITERS[kind](transcript, name))
+
+
+def _told(path: Path, transcript: Transcript, seconds: float) -> str:
+    count, duration_s = len(transcript.words), transcript.duration_s
+    speed = duration_s / max(seconds, 1e-9)
+    words = f"{count} word{'s' * (count != 1)}"
+    return f"{path}: {duration_s:.2f} s of audio, {words}, in {seconds:.2f} s, {speed:.0f} x real time"
