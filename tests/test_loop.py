@@ -348,6 +348,36 @@ def test_kill_and_ctrl_c_of_a_process(tmp_path: Path, settings: Callable[..., co
     assert_same_training(run, reference)
 
 
+SIGNALS_WHILE_AN_LSTM_LEARNS = """
+import os, signal, threading, time, torch
+from asr.training import launch
+
+torch.set_num_threads(2)
+launch.shield_from_signals()
+came = []
+signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+done = threading.Event()
+
+def storm():
+    while not done.wait(0.001):
+        os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=storm).start()
+lstm, samples = torch.nn.LSTM(40, 256, 2, batch_first=True), torch.randn(8, 100, 40)
+for _ in range(12):
+    lstm(samples)[0].sum().backward()
+done.set()
+print(len(came))
+"""
+
+
+def test_signals_do_not_spoil_memory() -> None:
+    command = [sys.executable, "-c", SIGNALS_WHILE_AN_LSTM_LEARNS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+
+
 @pytest.mark.usefixtures("no_plots")
 def test_init_copies_what_fits_and_lists_the_rest(
     tmp_path: Path, finished: tuple[Path, config.Config], no_plots: None

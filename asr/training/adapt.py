@@ -105,6 +105,7 @@ def adapt(
     on = launch.pick_device(device)
     if threads:
         torch.set_num_threads(threads)
+    launch.shield_from_signals()
     before = {"held out": _measured(model, paths["held_out"], on, console)}
     try:
         before["own dev set"] = _measured(model, base.data.dev, on, console)

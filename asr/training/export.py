@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from asr import __version__, audio, onnxfile
 from asr.errors import AsrError
-from asr.training import checkpoint, config
+from asr.training import checkpoint, config, launch
 from asr.training.model import AcousticModel
 
 SCHEMA = 2  # of the metadata, 3 where the tokens are subwords; `asr.network` refuses a newer one than it knows
@@ -60,6 +60,7 @@ def export(
     """
     if out.exists() and not overwrite:
         raise ExportError(f"{out}: the file exists already; remove it, or give --overwrite")
+    launch.shield_from_signals()
     model, settings, tokens, state = checkpoint.load_model(run)
     with torch.no_grad():
         for parameter in model.network.output[-1].parameters():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
+import signal
 import sys
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -15,6 +18,8 @@ from lightning.fabric import Fabric
 from asr.errors import AsrError
 from asr.training import config
 
+# What asks a training to stop: Ctrl-C, a cluster's request, a lost terminal.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 T = TypeVar("T")
 
@@ -36,6 +41,7 @@ def launch(settings: config.Config, device: str) -> Fabric:
             f"expected a GPU for each of {per_node} processes, found {torch.cuda.device_count()}; "
             "lower torchrun's --nproc-per-node"
         )
+    shield_from_signals()
     if not on_cuda:
         _keep_memory()
     for name in ("lightning.fabric", "lightning.pytorch"):  # which of them announces the precision on stderr varies
@@ -61,6 +67,25 @@ def pick_device(name: str, kind: type[AsrError] = TrainingError) -> torch.device
     if name == "cuda" and not torch.cuda.is_available():
         raise kind("expected a CUDA device, found none; use --device cpu, or check the driver with nvidia-smi")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def shield_from_signals() -> None:
+    """Let signals come while the network works on a CPU. Call it in the main thread, before the first computation.
+
+    oneDNN's LSTM keeps the stack pointer in a buffer on the heap while it computes, and a signal's frame on that "stack"
+    overwrites the heap. Python's handlers run on the alternate stack of the thread that a signal goes to, if it has one:
+    faulthandler gives one to this thread. The others that compute get none; they are made here, with signals blocked.
+    """
+    if not faulthandler.is_enabled():
+        try:
+            faulthandler.enable()
+        except (OSError, RuntimeError, ValueError):  # stderr is closed, or no file
+            faulthandler.enable(Path(os.devnull).open("w"))  # noqa: SIM115 (it stays open)
+    if not hasattr(signal, "pthread_sigmask"):
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    torch.zeros(1 << 20).add_(1)  # large enough to be shared out, and so to start the threads, which inherit the mask
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def place() -> tuple[int, int]:

@@ -723,9 +723,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         asked = True
 
     try:
-        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
         # What is ignored stays so: nohup means to outlive its terminal.
-        numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        numbers = [number for number in launch.STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         old = {number: signal.signal(number, ask) for number in numbers}
     except ValueError:  # not in the main thread: signals stay as they are
         old = {}

@@ -40,7 +40,7 @@ from asr.manifest import ManifestError, Utterance
 from asr.text import normaliser
 from asr.tokens import BLANK, Span, TokenError, Tokens
 from asr.training import checkpoint, config
-from asr.training.launch import pick_device
+from asr.training.launch import pick_device, shield_from_signals
 from asr.training.log import best
 from asr.training.model import AcousticModel
 
@@ -135,6 +135,7 @@ def build(
     console = console or Console(stderr=True)
     if threads:
         torch.set_num_threads(threads)
+    shield_from_signals()
     on = pick_device(device, ReportError)
     known = _read(run)
     known.model.to(on)
