@@ -155,6 +155,11 @@ def find_model(model: str | Path | None) -> Path:
     raise ModelError(f"{path}: expected a model file (.onnx) or one of the names {', '.join(named)}; got {what}")
 
 
+def is_bundled(path: Path) -> bool:
+    """Whether a file is of the package, which no command writes to."""
+    return path.resolve().is_relative_to(_BUNDLED.resolve())
+
+
 def find_lm(model: str | Path | None) -> Path | None:
     """The language model that comes with a model given by name: beside its file, of the same name with the suffix .lm.
 

@@ -30,7 +30,7 @@ for command, examples in (
     (info.info, "Example: `asr info english`"),
     (manifest.doctor, "Example: `asr doctor recipes/fsdd/data/train.jsonl --config recipes/fsdd/config.yaml`"),
     (train.summary, "Example: `asr summary recipes/fsdd/config.yaml network.cell=gru`"),
-    (evaluate.tune, "Example: `asr tune english.onnx data/dev.jsonl --lm english.lm`"),
+    (evaluate.tune, "Example: `asr tune english data/dev.jsonl -o tuned.onnx`"),
     (manifest.export_manifest, "Example: `asr export-manifest train.jsonl --kaldi data/train --lhotse cuts.jsonl`"),
 ):
     app.command(epilog=examples)(command)

@@ -114,9 +114,14 @@ def evaluate(
 
 def tune(
     model: Annotated[
-        str, typer.Argument(help="The model file (.onnx) to write the settings into.", show_default=False)
+        str, typer.Argument(help="A model file (.onnx), which takes the settings in, or a name.", show_default=False)
     ],
     manifest: Annotated[Path, typer.Argument(help="A dev set, never a test set: JSON lines.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write a copy with the settings.", show_default="into the model's own file"),
+    ] = None,
+    overwrite: terminal.Overwrite = False,
     lm: options.Lm = None,
     beam: options.Beam = 128,
     closed: Annotated[bool, typer.Option("--closed", help="Only words that the language model knows.")] = False,
@@ -130,14 +135,24 @@ def tune(
     from asr.decoding.confidence import Calibration, ConfidenceError
     from asr.decoding.decoder import Decoder
     from asr.manifest import read
-    from asr.network import find_model
+    from asr.network import find_model, is_bundled
     from asr.recognizer import Recognizer
     from asr.text import normaliser
 
-    options.refuse((closed and not options.has_lm(model, lm, beam), "--closed", "is for a language model: --lm FILE"))
+    options.refuse(
+        (closed and not options.has_lm(model, lm, beam), "--closed", "is for a language model: --lm FILE"),
+        (output is not None and dry_run, "--dry-run", "writes nothing, not to --output either"),
+        (overwrite and output is None, "--overwrite", "is of a copy: -o FILE"),
+    )
     path = find_model(model)
-    if not dry_run and not os.access(path.parent, os.W_OK):  # before the work
-        raise AsrError(f"{path}: no permission to write beside it; copy the model to where you may, or use --dry-run")
+    target = output or path
+    if not dry_run:  # before the work
+        if output is not None:
+            terminal.refuse_existing(output, overwrite)
+        if is_bundled(target):
+            raise AsrError(f"{target}: comes with the package and stays as it is; write a copy with -o FILE")
+        if not os.access(target.parent, os.W_OK):
+            raise AsrError(f"{target}: no permission to write there; write a copy elsewhere with -o, or use --dry-run")
     utterances = read(manifest)
     recognizer = Recognizer(model, beam=beam, lm=lm, decoding={"unknown": None} if closed else None)
     options.note_unspelt(recognizer)
@@ -178,8 +193,9 @@ def tune(
             except ConfidenceError as error:
                 terminal.note(f"{kind}: not calibrated: {error}")
         if not dry_run:
-            tuning.store(path, best.decoding if best else None, calibrations)
-            terminal.note(f"{path}: these settings are in it now")
+            tuning.store(path, best.decoding if best else None, calibrations, target)
+            with_lm = f"; use it with --lm {recognizer.lm_path}" if output and recognizer.lm_path else ""
+            terminal.note(f"{target}: these settings are in it now{with_lm}")
     if failed:
         terminal.note(f"{failed} recordings could not be read, see above; the settings are of the others")
         raise typer.Exit(1)

@@ -130,12 +130,17 @@ def signs(examples: Sequence[Example], decoder: Decoder) -> tuple[np.ndarray, np
     return np.array(share), np.array(letters), np.array(right, bool)
 
 
-def store(path: Path, decoding: Decoding | None, calibrations: dict[str, Calibration]) -> None:
-    """Write the settings into a model's file, whole or not at all; calibrations by kind of decoding replace their own."""
+def store(
+    path: Path, decoding: Decoding | None, calibrations: dict[str, Calibration], target: Path | None = None
+) -> None:
+    """Write the settings into a model's file, or into a copy of it at `target`, whole or not at all.
+
+    calibrations: by kind of decoding; they replace their own.
+    """
     data = onnxfile.read(path)
     card = json.loads(onnxfile.metadata(data, "asr"))
     if decoding is not None:
         card["decoding"] = asdict(decoding)
     kept = card["calibration"] if isinstance(card.get("calibration"), dict) else {}
     card["calibration"] = kept | {kind: asdict(one) for kind, one in calibrations.items()}
-    write_bytes(path, onnxfile.with_metadata(data, "asr", json.dumps(card, ensure_ascii=False)), overwrite=True)
+    write_bytes(target or path, onnxfile.with_metadata(data, "asr", json.dumps(card, ensure_ascii=False)), overwrite=True)

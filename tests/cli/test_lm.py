@@ -242,6 +242,20 @@ def test_tune_writes_what_it_finds(
     assert stored == given
 
 
+def test_tune_never_writes_to_a_bundled_model(asr: Run, lm: Path, dev: Path, tmp_path: Path) -> None:
+    path = find_model("digits")
+    before = path.read_bytes()
+    for named in (["digits"], ["digits", "-o", path, "--overwrite"]):
+        done = asr("tune", *named, dev)
+        assert done == (1, "", f"asr: {path}: comes with the package and stays as it is; write a copy with -o FILE\n")
+    done = asr("tune", "digits", dev, "--lm", lm, "--closed", "--beam", 2, "-o", "tuned.onnx")
+    assert done.status == 0
+    assert done.complaint.endswith(f"tuned.onnx: these settings are in it now; use it with --lm {lm}\n")
+    assert json.loads(asr("info", "tuned.onnx", "--json").text)["decoding"]["unknown"] is None
+    assert asr("tune", "digits", dev, "-o", "tuned.onnx").complaint.startswith("asr: tuned.onnx: the file exists already")
+    assert path.read_bytes() == before
+
+
 def test_tune_goes_on_without_what_cannot_be_read(asr: Run, own: Path, tmp_path: Path) -> None:
     rows = [(DIGITS, "five seven nine zero"), (tmp_path / "gone.wav", "one"), (SEVEN, "six")]
     done = asr("tune", own, manifest(tmp_path / "some.jsonl", rows), "--dry-run")
