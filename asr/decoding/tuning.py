@@ -143,4 +143,6 @@ def store(
         card["decoding"] = asdict(decoding)
     kept = card["calibration"] if isinstance(card.get("calibration"), dict) else {}
     card["calibration"] = kept | {kind: asdict(one) for kind, one in calibrations.items()}
-    write_bytes(target or path, onnxfile.with_metadata(data, "asr", json.dumps(card, ensure_ascii=False)), overwrite=True)
+    write_bytes(
+        target or path, onnxfile.with_metadata(data, "asr", json.dumps(card, ensure_ascii=False)), overwrite=True
+    )

@@ -252,7 +252,9 @@ def test_tune_never_writes_to_a_bundled_model(asr: Run, lm: Path, dev: Path, tmp
     assert done.status == 0
     assert done.complaint.endswith(f"tuned.onnx: these settings are in it now; use it with --lm {lm}\n")
     assert json.loads(asr("info", "tuned.onnx", "--json").text)["decoding"]["unknown"] is None
-    assert asr("tune", "digits", dev, "-o", "tuned.onnx").complaint.startswith("asr: tuned.onnx: the file exists already")
+    assert asr("tune", "digits", dev, "-o", "tuned.onnx").complaint.startswith(
+        "asr: tuned.onnx: the file exists already"
+    )
     assert path.read_bytes() == before
 
 
