@@ -119,7 +119,9 @@ def tune(
     manifest: Annotated[Path, typer.Argument(help="A dev set, never a test set: JSON lines.", show_default=False)],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write a copy with the settings.", show_default="into the model's own file"),
+        typer.Option(
+            "--output", "-o", help="Write a copy with the settings.", show_default="into the model's own file"
+        ),
     ] = None,
     overwrite: terminal.Overwrite = False,
     lm: options.Lm = None,
