@@ -50,7 +50,7 @@ class Skipped:
 
 
 def read(path: str | Path) -> list[Utterance]:
-    """The utterances of a manifest, in its order; that the audio exists is not checked here (see `asr.doctor`).
+    """The utterances of a manifest, in its order; that the audio exists is not checked here (see `asr.corpus.doctor`).
 
     raises: ManifestError naming file and line if it is missing, empty, not UTF-8, or a line is not as described above.
     """

@@ -18,7 +18,7 @@ from asr.decoding.decoder import Decoder, runs
 from asr.decoding.fusion import Decoding, FusionError
 from asr.decoding.grammar import Grammar
 from asr.lm.model import NgramModel
-from asr.network import ModelError, Network, find_lm, find_model
+from asr.models.network import ModelError, Network, find_lm, find_model
 from asr.text import normaliser
 from asr.tokens import BLANK
 from asr.transcript import Alternatives, Transcript, Word, sounded_out

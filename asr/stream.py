@@ -19,7 +19,7 @@ import numpy as np
 from asr import audio
 from asr.decoding.decoder import Decoder, runs
 from asr.errors import AsrError
-from asr.network import Network
+from asr.models.network import Network
 from asr.tokens import Tokens
 from asr.transcript import Word, sounded_out
 

@@ -20,7 +20,7 @@ import soundfile
 from conftest import DATA, Cli
 
 from asr import audio
-from asr.network import find_model
+from asr.models.network import find_model
 
 SEVEN, THREE, DIGITS = DATA / "7_jackson_0.wav", DATA / "3_nicolas_0.wav", DATA / "connected_digits.flac"
 
@@ -80,7 +80,7 @@ def full(file):
     raise OSError({errno.ENOSPC}, "No space left on device")
 os.fsync = full
 """.encode()
-SMALL_MEMORY = b"import asr.network\nasr.network._MAX_MEMORY = 64 << 20\n"
+SMALL_MEMORY = b"import asr.models.network\nasr.models.network._MAX_MEMORY = 64 << 20\n"
 FULL_OUTPUT = b"os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
 ASCII_OUTPUT = b"sys.stdout.reconfigure(encoding='ascii')\n"
 # So that a fault that is not refused is a failed test, and not the end of the machine.

@@ -10,7 +10,8 @@ import onnx
 import pytest
 import torch
 
-from asr import Recognizer, audio, onnxfile
+from asr import Recognizer, audio
+from asr.models import onnxfile
 from asr.training import checkpoint, config, export
 from asr.training.model import AcousticModel
 

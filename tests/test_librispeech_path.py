@@ -16,8 +16,9 @@ import soundfile
 from conftest import DATA
 from typer.testing import CliRunner
 
-from asr import audio, download, manifest
+from asr import audio, manifest
 from asr.cli import app
+from asr.corpus import download
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "librispeech"
 SAID = (("7_jackson_0.wav", "SEVEN"), ("3_nicolas_0.wav", "THREE"))

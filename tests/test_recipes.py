@@ -25,8 +25,8 @@ import pytest
 import soundfile
 from conftest import DATA
 
-from asr import audio, corpus, download, manifest
-from asr.corpus import CorpusError, Recording
+from asr import audio, corpus, manifest
+from asr.corpus import CorpusError, Recording, download
 from asr.text import letters
 from asr.training import config
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from asr import Recognizer
 from asr.manifest import Utterance, write
-from asr.network import Network
+from asr.models.network import Network
 from asr.stream import Endpoint, Endpointing, Final
 from asr.text import english
 from asr.tokens import BLANK_SYMBOL, Tokens
@@ -252,7 +252,7 @@ def test_a_stream_says_in_the_end_what_the_file_says(recognizer: Recognizer) -> 
 
 
 def test_an_older_program_says_what_to_do(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from asr import network
+    from asr.models import network
 
     monkeypatch.setattr(network, "SCHEMA", 2)
     with pytest.raises(network.ModelError, match="model schema 3, this version knows 2; update the package"):

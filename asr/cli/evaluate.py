@@ -137,7 +137,7 @@ def tune(
     from asr.decoding.confidence import Calibration, ConfidenceError
     from asr.decoding.decoder import Decoder
     from asr.manifest import read
-    from asr.network import find_model, is_bundled
+    from asr.models.network import find_model, is_bundled
     from asr.recognizer import Recognizer
     from asr.text import normaliser
 

@@ -13,7 +13,7 @@ from asr.errors import AsrError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from asr.interchange import Corpus
+    from asr.corpus.entries import Corpus
     from asr.manifest import Skipped
 
 app = typer.Typer(help="Corpora of other toolkits as manifests.", no_args_is_help=True)
@@ -36,11 +36,11 @@ def import_kaldi(
     overwrite: terminal.Overwrite = False,
 ) -> None:
     """A Kaldi data folder as a manifest. Pipes in wav.scp are never executed."""
-    from asr.interchange import read_kaldi
+    from asr.corpus import kaldi
 
     terminal.refuse_existing(output, overwrite)
     with terminal.interruptible():
-        _import(read_kaldi(folder, root), output, f"{folder} with --root {root}")
+        _import(kaldi.read(folder, root), output, f"{folder} with --root {root}")
 
 
 @app.command(
@@ -57,11 +57,11 @@ def import_lhotse(
     overwrite: terminal.Overwrite = False,
 ) -> None:
     """Lhotse's cuts, or what its recipes write, as a manifest; without Lhotse."""
-    from asr.interchange import read_lhotse
+    from asr.corpus import lhotse
 
     terminal.refuse_existing(output, overwrite)
     with terminal.interruptible():
-        _import(read_lhotse(files, root), output, f"{', '.join(map(str, files))} with --root {root}")
+        _import(lhotse.read(files, root), output, f"{', '.join(map(str, files))} with --root {root}")
 
 
 @app.command("csv", epilog="Example: `asr import csv cv-corpus/en/train.tsv -o train.jsonl`")
@@ -78,11 +78,11 @@ def import_csv(
     overwrite: terminal.Overwrite = False,
 ) -> None:
     """A table such as DeepSpeech's .csv or Common Voice's .tsv as a manifest."""
-    from asr.interchange import read_csv
+    from asr.corpus import tables
 
     terminal.refuse_existing(output, overwrite)
     with terminal.interruptible():
-        _import(read_csv(file, audio_column, text_column, speaker_column), output, str(file))
+        _import(tables.read(file, audio_column, text_column, speaker_column), output, str(file))
 
 
 def doctor(
@@ -98,7 +98,7 @@ def doctor(
     from rich.console import Console
 
     from asr.audio import SAMPLE_RATE
-    from asr.doctor import check
+    from asr.corpus.doctor import check
     from asr.manifest import read
     from asr.text import normaliser
     from asr.tokens import Tokens
@@ -130,7 +130,9 @@ def export_manifest(
     """A manifest for other toolkits: as a Kaldi data folder, as Lhotse's cuts."""
     import gzip
 
-    from asr import interchange
+    from asr.corpus import entries
+    from asr.corpus.kaldi import FILES, files
+    from asr.corpus.lhotse import cuts
     from asr.manifest import read
     from asr.transcript import write_bytes
 
@@ -139,23 +141,23 @@ def export_manifest(
     if lhotse is not None and not lhotse.name.endswith((".jsonl", ".jsonl.gz")):
         raise typer.BadParameter("expected a name that ends in .jsonl or .jsonl.gz", param_hint="--lhotse")
     targets = [target for target in (kaldi, lhotse) if target is not None]
-    for file in [kaldi / name for name in interchange.KALDI_FILES] if kaldi else []:
+    for file in [kaldi / name for name in FILES] if kaldi else []:
         terminal.refuse_existing(file, overwrite)
     if lhotse is not None:
         terminal.refuse_existing(lhotse, overwrite)
-    entries = [
-        interchange.Entry(each.id, each.audio, each.text, each.speaker, each.offset_s, each.duration_s)
+    asked = [
+        entries.Entry(each.id, each.audio, each.text, each.speaker, each.offset_s, each.duration_s)
         for each in read(manifest)
     ]
     with terminal.interruptible():
         with terminal.progress(terminal.stderr(False)) as progress:
-            infos = interchange.probe((entry.audio for entry in entries), progress)
-        utterances, skipped = interchange.fit(entries, infos)
+            infos = entries.probe((entry.audio for entry in asked), progress)
+        utterances, skipped = entries.fit(asked, infos)
         if utterances and kaldi is not None:
-            for name, content in interchange.kaldi_files(utterances, infos).items():
+            for name, content in files(utterances, infos).items():
                 write_bytes(kaldi / name, content.encode(), overwrite=True)
         if utterances and lhotse is not None:
-            data = interchange.lhotse_cuts(utterances, infos).encode()
+            data = cuts(utterances, infos).encode()
             packed = gzip.compress(data, compresslevel=6, mtime=0) if lhotse.suffix == ".gz" else data
             write_bytes(lhotse, packed, overwrite=True)
         for target in targets if utterances else []:
@@ -165,11 +167,12 @@ def export_manifest(
 
 def _import(corpus: Corpus, output: Path, source: str) -> None:
     """Look at the audio, write the manifest, and tell what is in it and what is not."""
-    from asr import interchange, manifest
+    from asr import manifest
+    from asr.corpus import entries
 
     with terminal.progress(terminal.stderr(False)) as progress:
-        infos = interchange.probe((entry.audio for entry in corpus.entries), progress)
-    utterances, unfit = interchange.fit(corpus.entries, infos)
+        infos = entries.probe((entry.audio for entry in corpus.entries), progress)
+    utterances, unfit = entries.fit(corpus.entries, infos)
     if utterances:
         manifest.write(output, utterances)
         hours = sum(utterance.duration_s for utterance in utterances) / 3600

@@ -106,7 +106,7 @@ def formats_of(names: str) -> list[str]:
 
 def as_onnx(model: str) -> str:
     """A run folder stands for its model, exported beside it where that has not been done yet. A model's name goes first."""
-    from asr.network import models
+    from asr.models.network import models
 
     run = Path(model)
     settings, weights, exported = run / "config.yaml", run / "model.safetensors", run / "model.onnx"

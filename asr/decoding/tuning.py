@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from asr import onnxfile
 from asr.decoding import confidence
 from asr.decoding.confidence import Calibration
 from asr.decoding.decoder import Decoder
 from asr.decoding.fusion import Decoding
 from asr.lm.model import NgramModel
+from asr.models import onnxfile
 from asr.tokens import Tokens
 from asr.transcript import write_bytes
 

@@ -21,12 +21,13 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
-from asr import __version__, audio, onnxfile
+from asr import __version__, audio
 from asr.errors import AsrError
+from asr.models import onnxfile
 from asr.training import checkpoint, config, launch
 from asr.training.model import AcousticModel
 
-SCHEMA = 2  # of the metadata, 3 where the tokens are subwords; `asr.network` refuses a newer one than it knows
+SCHEMA = 2  # of the metadata, 3 where the tokens are subwords; `asr.models.network` refuses a newer one than it knows
 _CHECKED_FRAMES = (1, 2, 50, 51, 1000, 3000)  # the exporter can freeze a length without a word: run several
 _QUIET = 0.003  # of the noise it hears then: in loud noise a trained network is undecided, and amplifies rounding
 _AMPLIFIED = 10  # times what rounding does to torch itself, it may do to the graph

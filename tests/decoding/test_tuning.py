@@ -14,14 +14,15 @@ import onnx
 import pytest
 from conftest import DATA
 
-from asr import Recognizer, onnxfile
+from asr import Recognizer
 from asr.decoding import confidence, tuning
 from asr.decoding.confidence import Calibration
 from asr.decoding.decoder import Decoder
 from asr.decoding.fusion import Decoding
 from asr.decoding.tuning import Example, Trial
 from asr.lm import kneserney
-from asr.network import find_model
+from asr.models import onnxfile
+from asr.models.network import find_model
 from asr.tokens import BLANK, Tokens
 
 TOKENS = Tokens.of(" abcd")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mirror import names
 
-from asr.archive import ArchiveError, unpack
+from asr.corpus.archive import ArchiveError, unpack
 
 FILES = {"corpus/README.md": b"read me", "corpus/wavs/a.wav": os.urandom(100_000), "corpus/wavs/empty.txt": b""}
 

@@ -13,8 +13,8 @@ import mirror
 import pytest
 from mirror import names
 
-from asr import download
-from asr.download import DownloadError, fetch
+from asr.corpus import download
+from asr.corpus.download import DownloadError, fetch
 
 BODY = random.Random(0).randbytes(3_000_000)  # the same in each run: a test may change a byte and rely on it
 SHA256 = "sha256:" + hashlib.sha256(BODY).hexdigest()

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from conftest import DATA
 from rich.console import Console
 from rich.progress import Progress
 
-from asr import doctor, manifest
+from asr import manifest
+from asr.corpus import doctor
 from asr.manifest import Utterance
 from asr.text import english
 from asr.tokens import Tokens
@@ -150,7 +152,6 @@ def test_notes_tell_of_mixed_rates_and_frequent_texts(tmp_path: Path) -> None:
 
 
 def test_real_recordings_have_no_faults() -> None:
-    data = Path(__file__).parent / "data"
     texts = {
         "7_jackson_0.wav": "seven",
         "3_nicolas_0.wav": "three",
@@ -158,7 +159,7 @@ def test_real_recordings_have_no_faults() -> None:
         "000030012.opus": "MARK IS GOING TO SEE ELEPHANT",
     }
     utterances = [
-        Utterance(data / name, doctor.audio.info(data / name).duration_s, text) for name, text in texts.items()
+        Utterance(DATA / name, doctor.audio.info(DATA / name).duration_s, text) for name, text in texts.items()
     ]
     assert doctor.check(utterances, TOKENS, english).findings == []
 

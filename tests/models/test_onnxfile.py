@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from asr import onnxfile
-from asr.network import find_model
-from asr.onnxfile import OnnxFileError
+from asr.models import onnxfile
+from asr.models.network import find_model
+from asr.models.onnxfile import OnnxFileError
 
 
 def number(value: int) -> bytes:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from asr import audio, onnxfile
+from asr import audio
 from asr.errors import AsrError
+from asr.models import onnxfile
 from asr.tokens import TokenError, Tokens
 
 # The newest metadata that this version understands: 1 was of networks that only hear whole utterances, 3 is of subwords.
@@ -22,7 +23,7 @@ DEFAULT_MODEL = "english"
 MAX_RECEPTIVE_S = 30.0  # of one frame's convolutions; no network of sense comes near it
 _MAX_STATE = 1 << 20  # numbers
 _MAX_MEMORY = 8 << 30  # bytes, for all networks of a process; twice what 20 minutes take in a large one
-_BUNDLED = Path(__file__).parent / "models"
+_BUNDLED = Path(__file__).parent
 
 
 class ModelError(AsrError):

@@ -24,9 +24,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lhotse.cut import MonoCut, MultiCut
 
-from asr import audio, interchange
+from asr import audio
+from asr.corpus import entries, kaldi, tables
+from asr.corpus import lhotse as lhotse_lines
+from asr.corpus.entries import Corpus, Entry, InterchangeError
 from asr.errors import AsrError
-from asr.interchange import Corpus, Entry, InterchangeError
 from asr.manifest import Utterance
 
 RATE = 16000
@@ -47,8 +49,8 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def taken(corpus: Corpus) -> tuple[list[Utterance], dict[str, str]]:
     """The utterances of a corpus, and why the others are none."""
-    infos = interchange.probe(entry.audio for entry in corpus.entries)
-    utterances, skipped = interchange.fit(corpus.entries, infos)
+    infos = entries.probe(entry.audio for entry in corpus.entries)
+    utterances, skipped = entries.fit(corpus.entries, infos)
     return utterances, {skip.id: skip.reason for skip in corpus.skipped + skipped}
 
 
@@ -81,13 +83,13 @@ def as_kaldi_reads(utterance: Utterance) -> tuple[object, ...]:
 
 def test_an_utterance_is_cut_to_its_audio(sounds: Path) -> None:
     path = sounds / "a.wav"
-    entries = [
+    asked = [
         Entry("whole", path, "a"),
         Entry("rest", path, "a", offset_s=2.0),
         Entry("over", path, "a", offset_s=2.0, duration_s=1.5),
         Entry("under", path, "a", offset_s=-0.25, duration_s=1.0),
     ]
-    utterances, skipped = interchange.fit(entries, interchange.probe([path]))
+    utterances, skipped = entries.fit(asked, entries.probe([path]))
     assert not skipped
     assert [(u.offset_s, u.duration_s) for u in utterances] == [(0, 3), (2, 1), (2, 1), (0, 0.75)]
 
@@ -111,16 +113,14 @@ def test_an_utterance_is_cut_to_its_audio(sounds: Path) -> None:
 def test_an_utterance_beyond_its_audio_is_skipped(sounds: Path, offset_s: float, duration_s: float | None) -> None:
     path = sounds / "a.wav"
     entry = Entry("u", path, "a", offset_s=offset_s, duration_s=duration_s)
-    utterances, skipped = interchange.fit([entry], interchange.probe([path]))
+    utterances, skipped = entries.fit([entry], entries.probe([path]))
     assert not utterances
     assert "expected an utterance within its 3.00 s" in skipped[0].reason
 
 
 def test_text_that_cannot_be_written_is_skipped(sounds: Path) -> None:
     path = sounds / "a.wav"
-    utterances, skipped = interchange.fit(
-        [Entry("u", path, "\ud800"), Entry("v", path, "x")], interchange.probe([path])
-    )
+    utterances, skipped = entries.fit([Entry("u", path, "\ud800"), Entry("v", path, "x")], entries.probe([path]))
     assert [utterance.text for utterance in utterances] == ["x"]
     assert "surrogate" in skipped[0].reason
 
@@ -135,7 +135,7 @@ def test_kaldi_whole_files(sounds: Path, tmp_path: Path) -> None:
         text="u2 deux mots \nu1 one\nu3\n",
         utt2spk="u1 s1\nu2 u2\n",
     )
-    utterances, skipped = taken(interchange.read_kaldi(folder))
+    utterances, skipped = taken(kaldi.read(folder))
     assert not skipped
     assert utterances == [
         Utterance(sounds / "b c.flac", 3.0, "deux mots"),
@@ -151,7 +151,7 @@ def test_kaldi_segments_share_a_recording(sounds: Path, tmp_path: Path) -> None:
         segments="u1 r1 0 1.25\nu2 r1 1.5 -1\nu3 r2 0.5 2.3 0\nu4 r2 0 1 1\nu5 r9 0 1\nu6 r1 0 1\nu8 r1 2 9\n",
         text="u1 one\nu2 two\nu3 three\nu4 four\nu5 five\nu7 seven\nu8 eight",
     )
-    corpus = interchange.read_kaldi(folder, root=sounds)
+    corpus = kaldi.read(folder, root=sounds)
     utterances, skipped = taken(corpus)
     assert utterances == [
         Utterance(sounds / "a.wav", 1.25, "one"),
@@ -182,7 +182,7 @@ def test_kaldi_segments_share_a_recording(sounds: Path, tmp_path: Path) -> None:
 )
 def test_a_pipe_that_only_decodes_is_its_file(sounds: Path, tmp_path: Path, pipe: str) -> None:
     folder = kaldi_folder(tmp_path / "data", wav_scp=f"u {pipe}\n", text="u one")
-    assert taken(interchange.read_kaldi(folder, root=sounds)) == ([Utterance(sounds / "b c.flac", 3.0, "one")], {})
+    assert taken(kaldi.read(folder, root=sounds)) == ([Utterance(sounds / "b c.flac", 3.0, "one")], {})
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_other_pipes_are_refused_and_never_executed(
     monkeypatch.chdir(sounds)
     folder = kaldi_folder(tmp_path / "data", wav_scp=f"u {pipe}\n", text="u one")
     before = sorted(sounds.iterdir())
-    utterances, skipped = taken(interchange.read_kaldi(folder))
+    utterances, skipped = taken(kaldi.read(folder))
     assert not utterances
     assert skipped["u"].startswith("expected an audio file, got a pipe, which is never executed")
     assert sorted(sounds.iterdir()) == before
@@ -223,7 +223,7 @@ def test_other_pipes_are_refused_and_never_executed(
 def test_only_one_channel_is_taken_for_the_first(sounds: Path, tmp_path: Path) -> None:
     wav_scp = "u1 stereo.wav\nu2 ffmpeg -i stereo.wav -ac 1 -f wav - |\nu3 raw.ark:1234\nu4 flac -cds stereo.wav |\n"
     folder = kaldi_folder(tmp_path / "data", wav_scp=wav_scp, text="u1 a\nu2 b\nu3 c\nu4 d\n")
-    utterances, skipped = taken(interchange.read_kaldi(folder, root=sounds))
+    utterances, skipped = taken(kaldi.read(folder, root=sounds))
     assert [utterance.text for utterance in utterances] == ["b"]  # ffmpeg mixes, and so do we
     assert skipped.keys() == {"u1", "u3", "u4"}
     assert "expected 1 channels, as the corpus has it, got 2" in skipped["u1"]
@@ -254,15 +254,15 @@ def test_a_malformed_kaldi_folder_is_named(
     else:
         (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(InterchangeError, match=message):
-        interchange.read_kaldi(folder, root=sounds)
+        kaldi.read(folder, root=sounds)
 
 
 def test_kaldi_round_trip(sounds: Path, tmp_path: Path) -> None:
     utterances = sample(sounds)
-    files = interchange.kaldi_files(utterances, interchange.probe(u.audio for u in utterances))
+    files = kaldi.files(utterances, entries.probe(u.audio for u in utterances))
     check_kaldi_rules(files)
     kaldi_folder(tmp_path / "data", **{name.replace(".", "_"): content for name, content in files.items()})
-    again, skipped = taken(interchange.read_kaldi(tmp_path / "data"))
+    again, skipped = taken(kaldi.read(tmp_path / "data"))
     assert not skipped
     assert sorted(map(as_kaldi_reads, again), key=str) == sorted(map(as_kaldi_reads, utterances), key=str)
 
@@ -295,7 +295,7 @@ def test_kaldi_ids_are_sorted_unique_and_tell_speakers_apart(rows: list[tuple[st
         for folder, name, speaker, offset in rows
     ]
     info = audio.AudioInfo(20.0, RATE, 1, "WAV/PCM_16")
-    files = interchange.kaldi_files(utterances, dict.fromkeys((u.audio for u in utterances), info))
+    files = kaldi.files(utterances, dict.fromkeys((u.audio for u in utterances), info))
     check_kaldi_rules(files)
     assert not re.search(r"[^\S\n ]", files["segments"])
     sizes = [len(line.split()) - 1 for line in files["spk2utt"].splitlines()]
@@ -307,18 +307,18 @@ def test_kaldi_ids_are_sorted_unique_and_tell_speakers_apart(rows: list[tuple[st
 def test_what_kaldi_would_execute_is_quoted() -> None:
     info = audio.AudioInfo(1.0, RATE, 1, "WAV/PCM_16")
     for name in ("/x/rm -rf ~ |", "/x/a.wav:12", "/x/it's; touch pwned |", "/x/a.wav "):
-        line = interchange.kaldi_files([Utterance(Path(name), 1.0, "a")], {Path(name): info})["wav.scp"]
+        line = kaldi.files([Utterance(Path(name), 1.0, "a")], {Path(name): info})["wav.scp"]
         command = line.rstrip("\n").split(" ", 1)[1]
         before, after = "ffmpeg -nostdin -v error -i", "-ac 1 -c:a pcm_s16le -f wav - |"
         assert shlex.split(command) == [*before.split(), name, *after.split()]
     name = "/x/a\nb rm -rf ~ |.wav"
     with pytest.raises(InterchangeError, match="without line ends"):
-        interchange.kaldi_files([Utterance(Path(name), 1.0, "a")], {Path(name): info})
+        kaldi.files([Utterance(Path(name), 1.0, "a")], {Path(name): info})
 
 
 def test_lhotse_reads_our_kaldi_folder(sounds: Path, tmp_path: Path) -> None:
     utterances = sample(sounds)
-    files = interchange.kaldi_files(utterances, interchange.probe(u.audio for u in utterances))
+    files = kaldi.files(utterances, entries.probe(u.audio for u in utterances))
     folder = kaldi_folder(tmp_path / "data", **{name.replace(".", "_"): content for name, content in files.items()})
     recordings, supervisions, _ = lhotse.kaldi.load_kaldi_data_dir(folder, RATE)
     read = [(s.start, s.duration, s.text) for s in supervisions]
@@ -339,7 +339,7 @@ def test_a_kaldi_folder_of_lhotse_is_read(sounds: Path, tmp_path: Path) -> None:
     )
     path = tmp_path / "wav.scp"  # Lhotse does not quote names
     path.write_text(path.read_text().replace("b c.flac", shlex.quote("b c.flac")))
-    utterances, skipped = taken(interchange.read_kaldi(tmp_path))
+    utterances, skipped = taken(kaldi.read(tmp_path))
     assert not skipped
     assert utterances == [
         Utterance(sounds / "a.wav", 1.25, "text s1-u1", 0.5, "s1"),
@@ -372,16 +372,14 @@ def cut(path: Path, *supervisions: dict[str, Any], **changes: Any) -> dict[str, 
 def test_lhotse_round_trip(sounds: Path, tmp_path: Path) -> None:
     utterances = sample(sounds)
     path = tmp_path / "cuts.jsonl"
-    path.write_text(interchange.lhotse_cuts(utterances, interchange.probe(u.audio for u in utterances)))
-    assert taken(interchange.read_lhotse([path])) == (utterances, {})
+    path.write_text(lhotse_lines.cuts(utterances, entries.probe(u.audio for u in utterances)))
+    assert taken(lhotse_lines.read([path])) == (utterances, {})
 
 
 def test_lhotse_hears_in_our_cuts_what_we_hear(sounds: Path, tmp_path: Path) -> None:
     utterances = sample(sounds)
     path = tmp_path / "cuts.jsonl.gz"
-    path.write_bytes(
-        gzip.compress(interchange.lhotse_cuts(utterances, interchange.probe(u.audio for u in utterances)).encode())
-    )
+    path.write_bytes(gzip.compress(lhotse_lines.cuts(utterances, entries.probe(u.audio for u in utterances)).encode()))
     cuts = list(lhotse.CutSet.from_file(path))
     assert len({one.id for one in cuts}) == len(utterances)
     for one, utterance in zip(cuts, utterances, strict=True):
@@ -412,7 +410,7 @@ def test_lhotse_cuts_of_lhotse(sounds: Path, tmp_path: Path) -> None:
         ),
     ]
     lhotse.CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
-    corpus = interchange.read_lhotse([tmp_path / "cuts.jsonl.gz"])
+    corpus = lhotse_lines.read([tmp_path / "cuts.jsonl.gz"])
     utterances, skipped = taken(corpus)
     two = [Utterance(sounds / "a.wav", 0.5, "one", 1.25, "s1"), Utterance(sounds / "a.wav", 0.75, "two", 2.0)]
     assert utterances == [*two, Utterance(sounds / "stereo.wav", 3.0, "three"), *two]
@@ -438,7 +436,7 @@ def test_recordings_and_supervisions_as_recipes_write_them(sounds: Path, tmp_pat
     recordings.to_file(tmp_path / "x_recordings_all.jsonl.gz")
     supervisions.to_file(tmp_path / "x_supervisions_all.jsonl.gz")
     for order in (1, -1):
-        corpus = interchange.read_lhotse(sorted(tmp_path.iterdir())[::order])
+        corpus = lhotse_lines.read(sorted(tmp_path.iterdir())[::order])
         utterances, skipped = taken(corpus)
         assert utterances == [
             Utterance(sounds / "é.ogg", 1.5, "deux", 0.5, "s"),
@@ -451,7 +449,7 @@ def test_recordings_and_supervisions_as_recipes_write_them(sounds: Path, tmp_pat
 def test_the_file_of_a_channel_is_found(sounds: Path, tmp_path: Path) -> None:
     sources = [{"type": "file", "channels": [n], "source": name} for n, name in enumerate(("a.wav", "float.wav"))]
     rows = [recording(sounds / "a.wav", sources=sources, channel_ids=[0, 1]), supervision(channel=1)]
-    utterances, _ = taken(interchange.read_lhotse([json_lines(tmp_path / "x.jsonl", *rows)], root=sounds))
+    utterances, _ = taken(lhotse_lines.read([json_lines(tmp_path / "x.jsonl", *rows)], root=sounds))
     assert [utterance.audio.name for utterance in utterances] == ["float.wav"]
 
 
@@ -459,7 +457,7 @@ def test_the_file_of_a_channel_is_found(sounds: Path, tmp_path: Path) -> None:
 def test_audio_that_is_no_file_is_skipped(sounds: Path, tmp_path: Path, kind: str) -> None:
     source = {"type": kind, "channels": [0], "source": "touch pwned"}
     path = json_lines(tmp_path / "c.jsonl", cut(sounds / "a.wav", supervision(), recording={"sources": [source]}))
-    utterances, skipped = taken(interchange.read_lhotse([path]))
+    utterances, skipped = taken(lhotse_lines.read([path]))
     assert not utterances
     assert f"expected a source of type file, got {kind}" in skipped["u"]
 
@@ -467,7 +465,7 @@ def test_audio_that_is_no_file_is_skipped(sounds: Path, tmp_path: Path, kind: st
 def test_channels_that_the_file_does_not_have_are_no_guess(sounds: Path, tmp_path: Path) -> None:
     source = {"type": "file", "channels": [0], "source": str(sounds / "stereo.wav")}
     path = json_lines(tmp_path / "c.jsonl", cut(sounds / "a.wav", supervision(), recording={"sources": [source]}))
-    _, skipped = taken(interchange.read_lhotse([path]))
+    _, skipped = taken(lhotse_lines.read([path]))
     assert "expected 1 channels, as the corpus has it, got 2" in skipped["u"]
 
 
@@ -493,7 +491,7 @@ def test_channels_that_the_file_does_not_have_are_no_guess(sounds: Path, tmp_pat
 def test_a_malformed_line_of_lhotse_is_named(sounds: Path, tmp_path: Path, row: object, message: str) -> None:
     path = json_lines(tmp_path / "x.jsonl", recording(sounds / "a.wav"), row)
     with pytest.raises(InterchangeError, match=message) as caught:
-        interchange.read_lhotse([path])
+        lhotse_lines.read([path])
     assert str(caught.value).startswith(f"{path}:2: ")
     assert len(str(caught.value)) < 500
 
@@ -524,7 +522,7 @@ def test_nothing_in_a_cut_is_a_traceback(
     path = json_lines(tmp_path_factory.mktemp("cut") / "c.jsonl", row)
     refusal = f"{path}:1: "
     try:
-        taken(interchange.read_lhotse([path], root=sounds))
+        taken(lhotse_lines.read([path], root=sounds))
     except InterchangeError as error:
         refusal = str(error)
     assert refusal.startswith(f"{path}:1: ")
@@ -545,7 +543,7 @@ def test_nothing_in_a_cut_is_a_traceback(
 def test_what_is_beyond_measure_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.jsonl.gz").write_bytes(content)
     with pytest.raises(InterchangeError, match=message):
-        interchange.read_lhotse([tmp_path / "x.jsonl.gz"])
+        lhotse_lines.read([tmp_path / "x.jsonl.gz"])
 
 
 # --- CSV ---
@@ -560,7 +558,7 @@ def test_deepspeech(sounds: Path, tmp_path: Path) -> None:
         + f'"{sounds}/b c.flac",1,"deux\nlignes"\r\n'.encode()
         + b"\r\nsounds/a.wav,1,no,quotes\r\nsounds/gone.wav,1,gone\r\n,1,nameless\r\nsounds/a.wav\r\n"
     )
-    utterances, skipped = taken(interchange.read_csv(path))
+    utterances, skipped = taken(tables.read(path))
     assert utterances == [
         Utterance(tmp_path / "sounds/a.wav", 3.0, 'one, "two"'),
         Utterance(sounds / "b c.flac", 3.0, "deux\nlignes"),
@@ -581,7 +579,7 @@ def test_common_voice(sounds: Path, tmp_path: Path) -> None:
         'x2\tb c.flac\t"Two kinds, ""public"" and ""private""."\t2\n'
         "\té.ogg\tAn album, unfinished\n"
     )
-    utterances, skipped = taken(interchange.read_csv(tmp_path / "train.tsv"))
+    utterances, skipped = taken(tables.read(tmp_path / "train.tsv"))
     assert not skipped
     assert utterances == [
         Utterance(tmp_path / "clips/a.wav", 3.0, '"Thresher" would then go on to sink.', speaker="x1"),
@@ -593,12 +591,12 @@ def test_common_voice(sounds: Path, tmp_path: Path) -> None:
 def test_columns_of_any_name(sounds: Path) -> None:
     path = sounds / "any.csv"
     path.write_text("who,path,said\nme,a.wav,hello\n")
-    corpus = interchange.read_csv(path, audio_column="path", text_column="said", speaker_column="who")
+    corpus = tables.read(path, audio_column="path", text_column="said", speaker_column="who")
     assert taken(corpus)[0] == [Utterance(sounds / "a.wav", 3.0, "hello", speaker="me")]
     with pytest.raises(InterchangeError, match=r"any.csv:1: expected the columns .*, got who, path, said; name yours"):
-        interchange.read_csv(path)
+        tables.read(path)
     with pytest.raises(InterchangeError, match="expected the columns path, said, whom, got who, path, said"):
-        interchange.read_csv(path, audio_column="path", text_column="said", speaker_column="whom")
+        tables.read(path, audio_column="path", text_column="said", speaker_column="whom")
 
 
 fields = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=12)
@@ -610,8 +608,8 @@ def test_csv_texts_survive(tmp_path_factory: pytest.TempPathFactory, rows: list[
     file = io.StringIO(newline="")
     csv.writer(file).writerows([("wav_filename", "speaker", "transcript"), *(("a.wav", *row) for row in rows)])
     path.write_bytes(file.getvalue().encode())
-    entries = interchange.read_csv(path).entries
-    assert [(entry.speaker or "", entry.text) for entry in entries] == [(a.strip(), b.strip()) for a, b in rows]
+    found = tables.read(path).entries
+    assert [(entry.speaker or "", entry.text) for entry in found] == [(a.strip(), b.strip()) for a, b in rows]
 
 
 @pytest.mark.parametrize(
@@ -629,12 +627,12 @@ def test_a_table_that_cannot_be_read(tmp_path: Path, content: bytes | None, mess
     if content is not None:
         (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(InterchangeError, match=message):
-        interchange.read_csv(tmp_path / "x.csv")
+        tables.read(tmp_path / "x.csv")
 
 
 def test_the_files_are_looked_at_once_each(sounds: Path) -> None:
     paths = [sounds / "a.wav", sounds / "gone.wav", sounds / "a.wav"]
-    infos = interchange.probe(paths)
+    infos = entries.probe(paths)
     assert list(infos) == paths[:2]
     assert isinstance(infos[paths[1]], AsrError)
     assert all(first != second for first, second in pairwise(infos))

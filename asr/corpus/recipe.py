@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from asr import archive, audio, download, manifest, terminal
+from asr import audio, manifest, terminal
+from asr.corpus import archive, download
 from asr.errors import AsrError
 from asr.manifest import Utterance
 
@@ -40,7 +41,7 @@ class Recording(NamedTuple):
 
 
 class Archive(NamedTuple):
-    """A file to download: the addresses of its folder, the publisher's first, and its checksum (see `asr.download`)."""
+    """A file to download: the addresses of its folder, the publisher's first, and its checksum (see `download`)."""
 
     name: str
     folders: Sequence[str]

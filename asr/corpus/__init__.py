@@ -1,0 +1,30 @@
+"""Corpora as manifests: what recipes share, other toolkits' formats, downloads, archives, and checks before training.
+
+The names that a recipe's prepare.py wants are here: `from asr import corpus`.
+"""
+
+from asr.corpus.recipe import (
+    Archive,
+    CorpusError,
+    Recording,
+    Splits,
+    Table,
+    find,
+    hold_out,
+    openslr,
+    parser,
+    prepare,
+)
+
+__all__ = [
+    "Archive",
+    "CorpusError",
+    "Recording",
+    "Splits",
+    "Table",
+    "find",
+    "hold_out",
+    "openslr",
+    "parser",
+    "prepare",
+]

@@ -1,0 +1,1 @@
+"""The models in the package, and what a model's file is."""
