@@ -5,29 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from asr import audio, stream
+from asr import audio, pauses, stream
 from asr.decoding import hotwords as hot
 from asr.decoding.confidence import Calibration
-from asr.decoding.decoder import Decoder, runs
+from asr.decoding.decoder import Decoder
 from asr.decoding.fusion import Decoding, FusionError
 from asr.decoding.grammar import Grammar
 from asr.lm.model import NgramModel
 from asr.models.network import ModelError, Network, find_lm, find_model
 from asr.text import normaliser
-from asr.tokens import BLANK
 from asr.transcript import Alternatives, Transcript, Word, sounded_out
 
 MAX_S = 20 * 60.0  # in one pass of the network; more would need gigabytes
-_WINDOW_S = 30.0  # of a long recording, in each pass
-_CONTEXT_S = 2.0  # heard on either side of the frames that a pass contributes
-_END_S = stream.Endpointing().pause  # so much silence ends an utterance
-_MIN_PAUSE_S = 0.3  # a cut is made within at least so much silence, if there is any
 _Kind = TypeVar("_Kind", Decoding, Calibration)
 
 
@@ -147,100 +141,30 @@ class Recognizer:
         """The text of a recording of any length that arrives in pieces, (n,) float32 at 16 kHz, in bounded memory."""
         words: list[Word] = []
         alternatives: list[Alternatives] = []
-        samples = 0
-
-        def counted() -> Iterator[np.ndarray]:
-            nonlocal samples
-            for block in blocks:
-                samples += len(block)
-                yield block
-
-        for first_frame, log_probs in self._utterances(counted()):
+        duration_s = 0.0
+        for start_s, duration_s, log_probs in self.parts(blocks):
             found = self.decoder(log_probs)
-            offset_s = first_frame * self.frame_shift_s
-            words += self.decoder.words(found, log_probs, self.frame_shift_s, offset_s)
+            words += self.decoder.words(found, log_probs, self.frame_shift_s, start_s)
             if self.n_best > 1:
-                end_s = offset_s + len(log_probs) * self.frame_shift_s
-                alternatives.append(Alternatives(offset_s, end_s, self.decoder.texts(found, self.n_best)))
-        duration_s = samples / audio.SAMPLE_RATE
+                alternatives.append(Alternatives(start_s, duration_s, self.decoder.texts(found, self.n_best)))
         text = " ".join(word.text for word in words)
         return Transcript(text, sounded_out(words, duration_s), duration_s, self.name, tuple(alternatives))
+
+    def parts(self, blocks: Iterable[np.ndarray]) -> Iterator[pauses.Part]:
+        """What the network hears in a recording's utterances, as `transcribe_blocks` decodes them one by one."""
+        return pauses.parts(self.network, blocks, at_pauses=not self._has_grammar)
 
     def stream(
         self,
         *,
         chunk_s: float = stream.CHUNK_S,
         right_context_s: float = stream.RIGHT_CONTEXT_S,
-        endpointing: stream.Endpointing | None = None,
+        endpointing: pauses.Endpointing | None = None,
     ) -> stream.Stream:
         """Recognition of audio as it arrives: feed() it samples at 16 kHz, flush() at the end; see asr.stream."""
         return stream.Stream(
             self.network, self.decoder, chunk_s=chunk_s, right_context_s=right_context_s, endpointing=endpointing
         )
-
-    def _utterances(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-        """The stretches, parted also at every pause that ends an utterance live, as they are decoded.
-
-        A language model would rather hear one long word across a pause than two. A grammar's sentences may have pauses.
-        """
-        for first_frame, log_probs in self._stretches(blocks):
-            starts, ends = runs(self.decoder.silent(log_probs))
-            long = ((ends - starts) * self.frame_shift_s >= _END_S) & (starts > 0) & (ends < len(log_probs))
-            cuts = [] if self._has_grammar else ((starts + ends)[long] // 2).tolist()
-            for start, end in pairwise([0, *cuts, len(log_probs)]):
-                yield first_frame + start, log_probs[start:end]
-
-    def _stretches(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-        """The recording's log-probabilities from pause to pause: the number of the first frame, and (T, V).
-
-        The network hears a window at a time, with context on either side whose frames are left to the neighbours. What
-        lies between two cuts is joined before it is decoded, so that only a cut can divide a word, and a cut is in the
-        longest pause. Without any pause, it is in the frame most surely blank.
-        """
-        shift = self.network.frame_shift
-        window, context = (round(seconds / self.frame_shift_s) for seconds in (_WINDOW_S, _CONTEXT_S))
-        audio_left = iter(blocks)
-        buffer = np.zeros(0, np.float32)  # samples from frame `start` on
-        start = done = 0  # frames; up to `done` their log-probabilities are taken
-        joined = np.zeros((0, len(self.tokens)), np.float32)  # the log-probabilities since the last cut
-        ended = False
-        while not ended:
-            pieces = [buffer]
-            while sum(map(len, pieces)) < window * shift and not ended:
-                piece = next(audio_left, None)
-                ended = piece is None
-                pieces += [] if piece is None else [piece]
-            buffer = np.concatenate(pieces)
-            # A block may be longer than the window: then the rest waits.
-            heard = buffer[: window * shift]
-            last = ended and len(heard) == len(buffer)
-            if len(heard):
-                log_probs = self.network.log_probs(heard)
-                log_probs = log_probs[done - start : None if last else len(log_probs) - context]
-                done += len(log_probs)
-                joined = np.concatenate([joined, log_probs])
-            if last:
-                yield done - len(joined), joined
-                return
-            cut = self._cut(joined)
-            if cut:
-                yield done - len(joined), joined[:cut]
-                joined = joined[cut:]
-            skip = max(0, done - context) - start
-            buffer, start, ended = buffer[skip * shift :], start + skip, False
-
-    def _cut(self, log_probs: np.ndarray) -> int:
-        """Where to end a stretch of (T, V): in the middle of its longest pause, 0 if it should go on to the next window."""
-        starts, ends = runs(self.decoder.silent(log_probs))
-        pauses = (ends - starts) * self.frame_shift_s >= _MIN_PAUSE_S
-        late = pauses & (starts > len(log_probs) // 2)  # an early cut would let the rest grow from window to window
-        for choice in (late, pauses):
-            if choice.any():
-                longest = int(np.argmax(np.where(choice, ends - starts, 0)))
-                return int(starts[longest] + ends[longest]) // 2
-        if len(log_probs) * self.frame_shift_s < 2 * _WINDOW_S:
-            return 0
-        return int(log_probs[:, BLANK].argmax()) + 1
 
 
 def default_lm(model: str | Path | None, beam: int, grammar: str | Path | None = None) -> Path | None:

@@ -10,17 +10,18 @@ Nothing depends on how the samples are cut: the chunks are counted from the firs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
 
 from asr import audio
-from asr.decoding.decoder import Decoder, runs
+from asr.decoding.decoder import Decoder
 from asr.errors import AsrError
 from asr.models.network import Network
-from asr.tokens import Tokens
+from asr.pauses import Endpointing as Endpointing
+from asr.pauses import longest_pause, silence
 from asr.transcript import Word, sounded_out
 
 CHUNK_S = 0.32
@@ -64,23 +65,6 @@ class Endpoint:
 
 
 Event = Partial | Final | Endpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Endpointing:
-    """When an utterance ends, in seconds; silence is where the network is surest of blank, or of the space.
-
-    pause:       after words, so much silence.
-    long_pause:  once the utterance is `long`, this shorter silence will do.
-    idle:        without any word, so much silence; there is no text then.
-    longest:     an utterance ends here in any case, at its longest pause.
-    """
-
-    pause: float = 0.8
-    long_pause: float = 0.32
-    long: float = 12.0
-    idle: float = 5.0
-    longest: float = 28.0
 
 
 class Stream:
@@ -189,7 +173,7 @@ class Stream:
         """Hear the next `keep` frames, with the rest of `frames` as their context."""
         log_probs, self._state = self._network.part(self._samples(self._done, frames), keep, self._state)
         self._search.advance(log_probs)
-        self._silent = np.concatenate([self._silent, self._decoder.silent(log_probs)])
+        self._silent = np.concatenate([self._silent, silence(log_probs, self._network.tokens)])
         self._done += keep
         yield from self._partial()
         yield from self._endpoint()
@@ -211,34 +195,18 @@ class Stream:
         if stable > self._stable:
             self._stable, changed = stable, True
             starts = self._decoder.tokens.word_starts
-            self._search.commit(token_ids[: _end_of_word(token_ids, self._decoder.tokens, stable)], starts)
+            self._search.commit(token_ids[: self._decoder.tokens.words(token_ids)[stable - 1].stop], starts)
         if changed:
             time_s = self._done * self._network.frame_shift_s
             yield Partial(" ".join(words[: self._stable]), " ".join(words[self._stable :]), time_s)
 
     def _endpoint(self) -> Iterator[Event]:
-        shift_s, rules = self._network.frame_shift_s, self._rules
-        length_s = len(self._silent) * shift_s
-        loud = np.flatnonzero(~self._silent)
-        trailing_s = length_s - (loud[-1] + 1) * shift_s if len(loud) else length_s
-        if not len(loud):
-            if length_s >= rules.idle:
-                yield from self._end_utterance(self._done, "idle")
-        elif trailing_s >= rules.pause:
-            yield from self._end_utterance(self._done, "pause")
-        elif length_s >= rules.long and trailing_s >= rules.long_pause:
-            yield from self._end_utterance(self._done, "long")
-        elif length_s >= rules.longest:
-            yield from self._end_utterance(self._start + self._longest_pause(), "longest")
-
-    def _longest_pause(self) -> int:
-        """The middle of the utterance's longest silence in its second half, frames from its start."""
-        starts, ends = runs(self._silent)
-        late = ends > len(self._silent) // 2
-        if not late.any():
-            return len(self._silent)
-        longest = int(np.argmax(np.where(late, ends - starts, 0)))
-        return int(starts[longest] + ends[longest]) // 2 + 1
+        why = self._rules.ended(self._silent, self._network.frame_shift_s)
+        if why == "longest":
+            pause = longest_pause(self._silent, after=len(self._silent) // 2)
+            yield from self._end_utterance(self._start + pause if pause else self._done, why)
+        elif why:
+            yield from self._end_utterance(self._done, why)
 
     def _end_utterance(self, end: int, why: str) -> Iterator[Event]:
         """Decode the utterance up to a frame again, from both ends, and begin another there."""
@@ -256,17 +224,3 @@ class Stream:
         while self._done < again:  # cut before what has been heard: hear the rest as the next utterance's beginning
             frames = min(self._chunk, again - self._done)
             yield from self._advance(frames, min(frames + self._context, self._heard() - self._done))
-
-
-def _end_of_word(token_ids: Sequence[int], tokens: Tokens, count: int) -> int:
-    """How many tokens make up the first `count` words, which the next one ends."""
-    in_word, ended = False, 0
-    for index, token_id in enumerate(token_ids):
-        piece = tokens.symbols[token_id]
-        if piece.startswith(" "):
-            ended += in_word
-            if ended == count:
-                return index
-            in_word = False
-        in_word = in_word or piece != " "
-    return len(token_ids)

@@ -156,6 +156,19 @@ class Tokens:
         """As `decode`, with single spaces between words and none around them."""
         return " ".join(self.decode(token_ids).split())
 
+    def words(self, token_ids: Iterable[int]) -> list[range]:
+        """Which of the tokens spell each word, as indices; a space ends a word, and any number of them makes none."""
+        words: list[range] = []
+        within = False
+        for index, token_id in enumerate(token_ids):
+            symbol = self.symbols[token_id]
+            within = within and not symbol.startswith(" ")
+            if symbol != " ":
+                start = words.pop().start if within else index
+                words.append(range(start, index + 1))
+                within = True
+        return words
+
 
 def min_frames(token_ids: Sequence[int]) -> int:
     """The fewest frames in which CTC can emit these tokens: one each, and a blank between equal neighbours."""

@@ -213,26 +213,13 @@ def words_of(
     frame_shift_s: seconds from one frame to the next.
     offset_s:      seconds at which frame 0 starts.
     """
-    words: list[Word] = []
-    pieces: list[tuple[str, Span]] = []
-
-    def close() -> None:
-        if pieces:
-            text = "".join(piece for piece, _ in pieces)
-            start, end = pieces[0][1].start, pieces[-1][1].end
-            confidence = min(span.score for _, span in pieces)
-            words.append(Word(text, offset_s + start * frame_shift_s, offset_s + end * frame_shift_s, confidence))
-            pieces.clear()
-
-    for token_id, span in token_spans:
-        if token_id == BLANK:
-            continue
-        piece = tokens.symbols[token_id]
-        if piece.startswith(" "):
-            close()
-        if piece != " ":
-            pieces.append((piece.lstrip(), span))
-    close()
+    pairs = [pair for pair in token_spans if pair[0] != BLANK]
+    words = []
+    for indices in tokens.words(token_id for token_id, _ in pairs):
+        text = "".join(tokens.symbols[pairs[index][0]] for index in indices).lstrip()
+        spans = [pairs[index][1] for index in indices]
+        start_s, end_s = (offset_s + frame * frame_shift_s for frame in (spans[0].start, spans[-1].end))
+        words.append(Word(text, start_s, end_s, min(span.score for span in spans)))
     return tuple(words)
 
 

@@ -186,8 +186,9 @@ def test_no_word_spans_a_long_pause(recognizer: Recognizer, tmp_path: Path, monk
     log_probs[:, BLANK] = 0
     log_probs[[60, 62, 98, 149], 3] = 1
     for one, pieces in ((recognizer, [(10, 124), (134, 126)]), (strict, [(10, 250)])):
-        monkeypatch.setattr(one, "_stretches", lambda blocks: iter([(10, log_probs)]))
-        assert [(start, len(piece)) for start, piece in one._utterances([])] == pieces
+        monkeypatch.setattr("asr.pauses._stretches", lambda *_: iter([(10, log_probs)]))
+        parts = [(part.start_s, len(part.log_probs)) for part in one.parts([])]
+        assert parts == [(pytest.approx(start * one.frame_shift_s), frames) for start, frames in pieces]
 
 
 def test_long_audio_without_a_pause(recognizer: Recognizer) -> None:

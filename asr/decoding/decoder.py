@@ -16,7 +16,7 @@ from asr.decoding.grammar import Grammar
 from asr.decoding.hotwords import HotWords
 from asr.decoding.subwords import PieceScorer
 from asr.lm.model import NgramModel
-from asr.tokens import BLANK, Tokens
+from asr.tokens import Tokens
 from asr.transcript import Word, words_of
 
 # A token of lower log-probability than this in a frame grows no prefix there, and a prefix that ranks so much lower than the
@@ -110,10 +110,6 @@ class Decoder:
             len(self.tokens), self.beam, self.scorers, token_floor=_TOKEN_FLOOR, score_range=_SCORE_RANGE
         )
 
-    def silent(self, log_probs: np.ndarray) -> np.ndarray:
-        """Which of (T, V) frames are surest of the blank or of the space, (T,) bool."""
-        return np.isin(log_probs.argmax(axis=1), [BLANK, self.tokens.space])
-
     def texts(self, found: Sequence[ctc.Hypothesis], n_best: int) -> tuple[tuple[str, float], ...]:
         """The n_best different texts of hypotheses, each with its score; words are parted by single spaces."""
         texts: dict[str, float] = {}
@@ -138,9 +134,3 @@ class Decoder:
         """For each word of the best hypothesis, the share of the hypotheses' probability that has it in its place."""
         texts = [self.tokens.decode(hypothesis.token_ids).split() for hypothesis in found]
         return confidence.shares(texts, [hypothesis.score for hypothesis in found])
-
-
-def runs(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each run of true flags (n,) bool starts, and where it has ended."""
-    edges = np.flatnonzero(np.diff(flags, prepend=False, append=False))
-    return edges[::2], edges[1::2]

@@ -17,7 +17,7 @@ from asr.decoding.grammar import Grammar
 from asr.decoding.hotwords import HotWords
 from asr.decoding.subwords import PieceScorer
 from asr.lm import kneserney
-from asr.stream import _end_of_word
+from asr.pauses import silence
 from asr.text import squeeze
 from asr.tokens import BLANK, BLANK_SYMBOL, Span, Tokens
 from asr.transcript import words_of
@@ -190,7 +190,7 @@ def test_words_of_pieces_without_any_space() -> None:
 
 def test_silence_is_the_blank_or_the_space_alone() -> None:
     log_probs = heard("-", " ", " a", "b")
-    assert Decoder(TOKENS).silent(log_probs).tolist() == [True, True, False, False]
+    assert silence(log_probs, TOKENS).tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,8 @@ def test_silence_is_the_blank_or_the_space_alone() -> None:
     ],
 )
 def test_where_words_end(pieces: list[str], count: int, expected: int) -> None:
-    assert _end_of_word([TOKENS.symbols.index(piece) for piece in pieces], TOKENS, count) == expected
+    words = TOKENS.words(TOKENS.symbols.index(piece) for piece in pieces)
+    assert words[count - 1].stop == expected
 
 
 def test_what_is_committed_does_not_grow_into_another_word() -> None:
