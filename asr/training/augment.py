@@ -273,16 +273,18 @@ def _tensor(values: Sequence[float] | Sequence[tuple[float, ...]] | np.ndarray, 
 
 
 def spec_augment(features: Tensor, settings: config.SpecAugment) -> Tensor:
-    """(B, T, F) normalised features with random bands of rows and stretches of frames set to 0, their mean.
+    """(B, T, F) features with random bands of rows and stretches of frames set to the utterance's mean.
 
     Draws from torch's global generator. source: Park et al. 2019, "SpecAugment".
     """
     time, frequency = 1, 2
+    mean = features.mean(dim=(time, frequency), keepdim=True)  # about 0, but for an encoder, whose level is set later
+    features = features - mean
     for _ in range(settings.freq_masks):
         features = AF.mask_along_axis_iid(features, settings.freq_width, 0.0, frequency)
     for _ in range(settings.time_masks):
         features = AF.mask_along_axis_iid(features, settings.time_width, 0.0, time, p=settings.time_share)
-    return features
+    return features + mean
 
 
 def stretch_frequencies(features: Tensor, share: float, settings: config.Features) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from asr.errors import AsrError, nearest
 
@@ -73,7 +73,7 @@ class Data(_Section):
 class Features(_Section):
     """The front end. Defaults: 25 ms windows every 10 ms, 80 mel bands."""
 
-    kind: Literal["log_mel", "mfcc"] = "log_mel"
+    kind: Literal["log_mel", "mfcc", "whisper"] = "log_mel"  # whisper: what network.encoder hears
     n_fft: Annotated[int, Field(ge=16)] = 512
     win_length: Annotated[int, Field(ge=16)] = 400
     hop_length: Annotated[int, Field(ge=1)] = 160
@@ -96,9 +96,16 @@ class Features(_Section):
         return self
 
 
-class Network(_Section):
-    """Convolutional subsampling, then a stack of recurrent layers, then a linear layer."""
+WHISPER = Features(kind="whisper", n_fft=400, f_min=0.0, f_max=8000.0)
 
+
+class Network(_Section):
+    """Convolutional subsampling or a pre-trained encoder, then a stack of recurrent layers, then a linear layer."""
+
+    # Folder of a Whisper model, see asr.training.encoder; its frames, of 20 ms, are joined to subsampling * 10 ms.
+    encoder: Annotated[_Path | None, BeforeValidator(lambda value: None if value == "none" else value)] = None
+    encoder_blocks: Annotated[int, Field(ge=1, le=64)] | None = None  # the first so many; null: all
+    encoder_width: Annotated[int, Field(ge=64, le=4096, multiple_of=64)] | None = None  # filled in from the folder
     cell: Literal["rnn_tanh", "rnn_relu", "gru", "lstm"] = "lstm"
     bidirectional: bool = True
     layers: Annotated[int, Field(ge=1, le=20)] = 3
@@ -160,12 +167,14 @@ class Stream(_Section):
     share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the batches
     chunk_s: _Range = (0.3, 1.3)  # uniform range
     right_context_s: _Range = (0.15, 0.7)  # uniform range
+    left_context_s: _Range = (1.0, 4.0)  # uniform range; of a pre-trained encoder alone: recurrent layers carry their state
 
     @model_validator(mode="after")
     def _check(self) -> Stream:
-        if self.chunk_s[0] <= 0 or self.right_context_s[0] < 0:
+        if self.chunk_s[0] <= 0 or min(self.right_context_s[0], self.left_context_s[0]) < 0:
             raise ValueError(
-                f"expected chunk_s > 0 and right_context_s >= 0, got {self.chunk_s}, {self.right_context_s}"
+                "expected chunk_s > 0, right_context_s and left_context_s >= 0, "
+                f"got {self.chunk_s}, {self.right_context_s}, {self.left_context_s}"
             )
         return self
 
@@ -192,6 +201,9 @@ class Optimiser(_Section):
     clip_norm: Annotated[float, Field(gt=0)] = 5.0  # of the whole gradient (Pascanu et al. 2013)
     # Factors of the rate by parameters or modules of the network, globs allowed: {"conv": 0.1}. The last match wins.
     lr_scale: dict[str, Annotated[float, Field(gt=0)]] = {}
+    # Of a pre-trained encoder: the factor of its highest block, and that of each block to the one above it.
+    encoder_lr_scale: Annotated[float, Field(gt=0)] = 0.2
+    encoder_lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
 
 
 class Average(_Section):
@@ -236,8 +248,21 @@ class Config(_Section):
             raise ValueError(
                 f"expected pronunciation.layer <= network.layers, got {self.pronunciation.layer} > {self.network.layers}"
             )
-        if self.augment.vtlp and self.features.kind != "log_mel":
-            raise ValueError(f"expected features.kind = log_mel for augment.vtlp, got {self.features.kind}")
+        if self.augment.vtlp and self.features.kind == "mfcc":
+            raise ValueError("expected features.kind = log_mel for augment.vtlp, got mfcc")
+        return self._with_encoder() if self.network.encoder else self
+
+    def _with_encoder(self) -> Config:
+        """With the features that the encoder hears, which are its own."""
+        if "features" in self.model_fields_set and self.features != WHISPER:
+            raise ValueError("expected no features with network.encoder, which brings its own")
+        if self.network.subsampling == 1:
+            raise ValueError("expected network.subsampling = 2, 4 or 8 with network.encoder, got 1")
+        if self.network.encoder_width and not self.network.encoder_blocks:
+            raise ValueError("expected network.encoder_blocks with network.encoder_width, got none")
+        if self.data.max_s > 30:
+            raise ValueError(f"expected data.max_s <= 30 with network.encoder, got {self.data.max_s}")
+        object.__setattr__(self, "features", WHISPER)
         return self
 
 
@@ -300,6 +325,9 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
     for key in ("noise", "rooms"):
         if isinstance(augment, dict) and isinstance(augment.get(key), str):
             augment[key] = str(folder / augment[key])
+    network = tree.get("network")
+    if isinstance(network, dict) and isinstance(network.get("encoder"), str) and network["encoder"] != "none":
+        network["encoder"] = str(folder / network["encoder"])
     if isinstance(pronunciation, dict) and isinstance(pronunciation.get("dictionary"), str):
         pronunciation["dictionary"] = str(folder / pronunciation["dictionary"])
 

@@ -43,6 +43,7 @@ class LogMel(nn.Module):
                 f"features: expected each of {settings.n_mels} mel bands to cover a DFT bin, but some are empty; "
                 "lower n_mels or raise n_fft"
             )
+        self._leave_out(mel)
         # Not persistent: they follow from the settings, and stay out of checkpoints.
         self.register_buffer("window", torch.hann_window(settings.win_length, periodic=True), persistent=False)
         self.register_buffer("mel", mel, persistent=False)  # (n_bins, n_mels)
@@ -62,6 +63,9 @@ class LogMel(nn.Module):
         self.sines: Tensor
         self.used_mel: Tensor
 
+    def _leave_out(self, mel: Tensor) -> None:
+        """Set to zero what the mel bands, (n_bins, n_mels), are not to hear."""
+
     def frames(self, n_samples: int) -> int:
         """How many frames N samples give."""
         return max(0, (n_samples - self.win_length) // self.hop_length + 1)
@@ -72,7 +76,7 @@ class LogMel(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         if torch.onnx.is_in_onnx_export():
-            return torch.log(self._mel_energies_by_products(waveform) + LOG_OFFSET)
+            return self._log(self._mel_energies_by_products(waveform))
         # torch.stft puts the window in the middle of n_fft samples: with as much in front, frame t starts at t * hop.
         before = (self.n_fft - self.win_length) // 2
         padded = nn.functional.pad(waveform, (before, self.n_fft - self.win_length - before))
@@ -80,7 +84,10 @@ class LogMel(nn.Module):
             padded, self.n_fft, self.hop_length, self.win_length, self.window, center=False, return_complex=True
         )
         power = spectrum.real.square() + spectrum.imag.square()  # (B, n_bins, T)
-        return torch.log(power.transpose(1, 2) @ self.mel + LOG_OFFSET)
+        return self._log(power.transpose(1, 2) @ self.mel)
+
+    def _log(self, energies: Tensor) -> Tensor:
+        return torch.log(energies + LOG_OFFSET)
 
     def _mel_energies_by_products(self, waveform: Tensor) -> Tensor:
         """(B, N) -> (B, T, n_mels) mel energies, of operators that run fast in an exported file.
@@ -101,6 +108,23 @@ class LogMel(nn.Module):
         left, right = frame[:, :, 1 : half + 1], frame[:, :, win - half :].flip(2)  # at sample 0 the window is 0
         power = ((left + right) @ self.cosines).square() + ((left - right) @ self.sines).square()
         return power @ self.used_mel
+
+
+class WhisperLogMel(LogMel):
+    """The front end of Whisper's encoder, but for the level, which `encoder.level` sets.
+
+    formula: log10(max(mel @ |DFT(hann * frame)|^2, 1e-10)), without the bins at 0 and 40 Hz. A constant offset of the samples
+             has nothing above them, so that it changes no feature.
+    source:  Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
+    """
+
+    MEAN, STD = -4.0, 4.0  # of Whisper's scale
+
+    def _leave_out(self, mel: Tensor) -> None:
+        mel[:2] = 0
+
+    def _log(self, energies: Tensor) -> Tensor:
+        return energies.clamp(min=1e-10).log10()
 
 
 class Mfcc(nn.Module):
@@ -145,4 +169,4 @@ class Mfcc(nn.Module):
 
 def build(settings: config.Features) -> LogMel | Mfcc:
     """The front end that the settings ask for."""
-    return Mfcc(settings) if settings.kind == "mfcc" else LogMel(settings)
+    return {"log_mel": LogMel, "mfcc": Mfcc, "whisper": WhisperLogMel}[settings.kind](settings)

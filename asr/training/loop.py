@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from asr import __version__, metrics
 from asr.audio import SAMPLE_RATE
 from asr.tokens import Tokens
-from asr.training import augment, checkpoint, config, launch, plots, subwords, warm
+from asr.training import augment, checkpoint, config, encoder, launch, plots, subwords, warm
 from asr.training.data import Batch, Corpus
 from asr.training.evaluation import ctc_losses, evaluate, rates
 from asr.training.launch import TrainingError
@@ -92,6 +92,7 @@ def train(
     console = console or Console(stderr=True)
     if threads:
         torch.set_num_threads(threads)
+    settings = with_encoder(settings)
     fabric = launch.launch(settings, device)
     if fabric.is_global_zero:
         _prepare_folder(run, settings, resume)
@@ -108,6 +109,9 @@ def train(
     tokens = checkpoint.load_tokens(last) if resumed else tokens or subwords.of_settings(settings.data)
     torch.manual_seed(settings.seed)
     model = AcousticModel(settings, len(tokens))
+    if model.network.encoder and not settings.init and not resumed:
+        assert settings.network.encoder is not None
+        encoder.load(model.network.encoder, settings.network.encoder)
     fitted = settings.init is not None and not resumed and warm.start(model, settings, tokens, console)
     warm.parameter_groups(model.network, settings)  # so that a wrong name is told before the audio is decoded
     corpora = _read_corpora(settings, tokens, model, run if fabric.is_global_zero else None, console)
@@ -121,7 +125,7 @@ def train(
     else:
         if resume:
             console.print(f"{run}: holds no checkpoint yet; starting from the beginning", soft_wrap=True)
-        if not fitted:
+        if not fitted and not model.network.encoder:  # which has its own scale
             session.fit_features()
     try:
         with session.log, _interruptible() as interrupted:
@@ -325,7 +329,7 @@ class _Session:
                     features = augment.spec_augment(features, self.settings.augment.spec_augment)
         with self.profile.part("network"):
             log_probs, frames, sounds = self.network(
-                features, self.model.feature_frames(lengths).tolist(), self._chunk()
+                features, self.model.feature_frames(lengths).tolist(), *self._chunk()
             )
         with self.profile.part("CTC"):
             losses = ctc_losses(log_probs, frames, batch.token_ids, batch.token_lengths)
@@ -337,20 +341,25 @@ class _Session:
                 objective = objective + self.settings.pronunciation.weight * (of_sounds * known).sum()
         return losses, objective
 
-    def _chunk(self) -> tuple[int, int] | None:
-        """In how many frames, and with how many to their right, this batch is heard; None for whole utterances."""
+    def _chunk(self) -> tuple[tuple[int, int] | None, int]:
+        """In how many frames, and with how many to their right, this batch is heard, None for whole utterances; and with
+        how many to their left by a pre-trained encoder."""
         stream = self.settings.stream
         if stream is None:
-            return None
-        share, part, context = torch.rand(3).tolist()
+            return None, 0
+        share, part, context, left = torch.rand(4).tolist()
         if share >= stream.share:
-            return None
+            return None, 0
         shift_s = self.model.frame_shift / SAMPLE_RATE
-        (shortest, longest), (least, most) = stream.chunk_s, stream.right_context_s
-        return (
-            max(1, round((shortest + part * (longest - shortest)) / shift_s)),
-            round((least + context * (most - least)) / shift_s),
-        )
+        drawn = [
+            round((low + place * (high - low)) / shift_s)
+            for place, (low, high) in (
+                (part, stream.chunk_s),
+                (context, stream.right_context_s),
+                (left, stream.left_context_s),
+            )
+        ]
+        return (max(1, drawn[0]), drawn[1]), drawn[2]
 
     def _update_ema(self) -> None:
         if not self.ema:
@@ -544,6 +553,15 @@ class _Session:
             )
         self.fabric.barrier()
         return Outcome(True, self.run, wer, cer)
+
+
+def with_encoder(settings: config.Config) -> config.Config:
+    """The settings with the size of their pre-trained encoder, so that the folder is not needed again."""
+    if not settings.network.encoder or settings.network.encoder_width:
+        return settings
+    shape = encoder.shape_of(settings.network)
+    found = {"encoder_width": shape.width, "encoder_blocks": shape.blocks}
+    return settings.model_copy(update={"network": settings.network.model_copy(update=found)})
 
 
 def rate(settings: config.Optimiser, progress: float) -> float:

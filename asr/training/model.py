@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from asr.audio import SAMPLE_RATE, pad
-from asr.training import config, features
+from asr.training import config, encoder, features
 
 _RNNS = {"rnn_tanh": nn.RNN, "rnn_relu": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 _PACKED_RNNS = {"rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu, "gru": torch.gru, "lstm": torch.lstm}
@@ -144,7 +144,9 @@ class Network(nn.Module):
 
     def __init__(self, n_features: int, n_tokens: int, settings: config.Network) -> None:
         super().__init__()
-        stages = {1: 0, 2: 1, 4: 2, 8: 3}[settings.subsampling]
+        self.encoder = encoder.Encoder(encoder.shape_of(settings)) if settings.encoder else None
+        self.subsampling = settings.subsampling
+        stages = 0 if self.encoder else {1: 0, 2: 1, 4: 2, 8: 3}[settings.subsampling]
         if n_features < 2 ** (stages + 1) - 1:
             raise config.ConfigError(
                 f"network.subsampling: expected at least {2 ** (stages + 1) - 1} features for {settings.subsampling}x, "
@@ -156,6 +158,8 @@ class Network(nn.Module):
             self.conv.append(nn.Conv2d(channels[i], channels[i + 1], 3, stride=2))
             self.conv.append(nn.ReLU())
         size = _after_convs(n_features, stages) * channels[-1]
+        if self.encoder:
+            size = self.encoder.width * settings.subsampling // 2
         self.stages = stages
         self.layers = nn.ModuleList()
         for _ in range(settings.layers):
@@ -173,17 +177,22 @@ class Network(nn.Module):
 
     def output_frames(self, n_frames: int) -> int:
         """How many frames come out of T frames of features."""
-        return max(0, _after_convs(n_frames, self.stages))
+        return n_frames // self.subsampling if self.encoder else max(0, _after_convs(n_frames, self.stages))
 
     def forward(
-        self, x: Tensor, lengths: Tensor | Sequence[int] | None = None, chunk: tuple[int, int] | None = None
+        self,
+        x: Tensor,
+        lengths: Tensor | Sequence[int] | None = None,
+        chunk: tuple[int, int] | None = None,
+        left: int = 0,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """chunk: output frames of each part and of the context to its right, as a stream hears them; None for the whole."""
+        """chunk: output frames of each part and of the context to its right, as a stream hears them; None for the whole.
+        left: of a pre-trained encoder, how many output frames before the part it hears with it."""
+        heard = x
         if lengths is not None:
-            lengths = torch.as_tensor(lengths, device="cpu")
-            for _ in range(self.stages):
-                lengths = torch.div(lengths - 3, 2, rounding_mode="floor") + 1
-        x = self._subsampled(x)
+            lengths = torch.as_tensor([self.output_frames(int(length)) for length in lengths])
+        if chunk is None or not self.encoder:
+            x = self.subsampled(x, lengths)
         if chunk is None and lengths is not None and x.is_cuda:
             return self._outputs(*self._packed(x, lengths), lengths)
         ends = None if lengths is None else lengths.to(x.device, non_blocking=True)
@@ -194,13 +203,19 @@ class Network(nn.Module):
                 lower = x if number == self.sounds_layer else lower
             return self._outputs(x, lower, lengths)
         part, context = chunk
-        state = self.first_state(x.shape[1]).to(x)
+        frames = self.output_frames(heard.shape[1])
+        state = self.first_state(len(heard)).to(x)
         tops, lowers = [], []
-        for start in range(0, len(x), part):
-            window = x[start : start + part + context]
-            left = None if ends is None else (ends - start).clamp(min=0, max=len(window))
+        for start in range(0, frames, part):
+            if self.encoder:
+                first, end = (at * self.subsampling for at in (max(0, start - left), start + part + context))
+                own = None if lengths is None else (lengths - max(0, start - left)).clamp(min=0)
+                window = self.subsampled(heard[:, first:end], own)[min(start, left) :]
+            else:
+                window = x[start : start + part + context]
+            ahead = None if ends is None else (ends - start).clamp(min=0, max=len(window))
             keep = min(part, len(window))
-            top, lower, state = self._chunk(window, left, keep, state)
+            top, lower, state = self._chunk(window, ahead, keep, state)
             tops.append(top[:keep])
             lowers.append(lower[:keep])
         return self._outputs(torch.cat(tops), torch.cat(lowers), lengths)
@@ -248,9 +263,14 @@ class Network(nn.Module):
         per_layer = 2 if isinstance(rnn, nn.LSTM) else 1
         return torch.zeros(len(self.layers) * per_layer, batch, rnn.hidden_size)
 
-    def _subsampled(self, x: Tensor) -> Tensor:
-        """(B, T, F) -> (T', B, F')."""
-        if self.stages:
+    def subsampled(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, T, F), lengths' (B,) of the output -> (T', B, F')."""
+        if self.encoder:
+            x = x[:, : x.shape[1] // self.subsampling * self.subsampling]
+            own = None if lengths is None else lengths.to(x.device, non_blocking=True) * self.subsampling
+            x = self.encoder(x, own)
+            x = x.reshape(len(x), -1, x.shape[2] * (self.subsampling // 2))  # neighbouring frames as one
+        elif self.stages:
             x = self.conv(x[:, None]).transpose(1, 2).flatten(2)  # (B, C, T', F') -> (B, T', C F')
         return x.transpose(0, 1)
 
@@ -275,6 +295,9 @@ class AcousticModel(nn.Module):
         self.register_buffer("std", torch.ones(self.features.size))
         self.mean: Tensor
         self.std: Tensor
+        if isinstance(self.features, features.WhisperLogMel):
+            self.mean.fill_(self.features.MEAN)
+            self.std.fill_(self.features.STD)
         self.network = Network(self.features.size, n_tokens, settings.network)
         self.subsampling = settings.network.subsampling
 
@@ -287,6 +310,8 @@ class AcousticModel(nn.Module):
     def receptive_field(self) -> int:
         """Samples that the convolutions see for one output frame (the recurrent layers see all)."""
         feature_frames = 2 ** (self.network.stages + 1) - 1  # 3x3 kernels with stride 2: 1, 3, 7, 15
+        if self.network.encoder:  # hears its window; the frames from whose middle it makes one
+            feature_frames = self.subsampling
         return int(self.features.receptive_field() + (feature_frames - 1) * self.features.hop_length)
 
     @torch.no_grad()
@@ -316,14 +341,18 @@ class AcousticModel(nn.Module):
         log_probs: Tensor = self.network(self.normalised_features(waveform))[0]
         return log_probs
 
-    def stream(self, waveform: Tensor, keep: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def stream(
+        self, waveform: Tensor, keep: Tensor, state: Tensor, skip: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One part of a stream, as the exported graph computes it; a whole utterance is one part without context.
 
-        waveform: (B, N), the samples that the frames of the part and of its right context see.
+        waveform: (B, N), the samples that the frames of the part and of its contexts see.
         keep:     the frames of the part.  state: of Network.first_state, or from the part before.
+        skip:     of a pre-trained encoder, the frames of the left context, which it alone hears.
         returns:  (B, T, V) log-probabilities, of which the first `keep` count, and the state for the next part.
         """
-        return self.network.chunk(self.network._subsampled(self.normalised_features(waveform)), None, keep, state)
+        x = self.network.subsampled(self.normalised_features(waveform))
+        return self.network.chunk(x if skip is None else x[skip:], None, keep, state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +369,7 @@ def summary(model: AcousticModel, duration_s: float = 10.0) -> list[Row]:
     """The layers with their output shapes for duration_s of audio, measured by running the model once."""
     watched: dict[str, nn.Module] = {"features": model.features}
     watched |= {f"conv.{i}": stage for i, stage in enumerate(model.network.conv) if isinstance(stage, nn.Conv2d)}
+    watched |= {"encoder": model.network.encoder} if model.network.encoder else {}
     watched |= {f"layers.{i}": layer for i, layer in enumerate(model.network.layers)}
     watched["output"] = model.network.output
     rows: list[Row] = []

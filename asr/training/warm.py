@@ -110,6 +110,9 @@ def _meanings(model: AcousticModel, settings: config.Config, symbols: list[Any])
         meanings[f"network.{module}.weight"], meanings[f"network.{module}.bias"] = (outputs, inputs), (outputs,)
         return outputs
 
+    for name, value in network.state_dict().items():
+        if name.startswith("encoder."):
+            meanings[f"network.{name}"] = tuple(list(range(size)) for size in value.shape)
     channels: list[Any] = ["features"]
     kernel = list(range(3))
     for stage in range(network.stages):
@@ -148,6 +151,8 @@ def parameter_groups(network: nn.Module, settings: config.Config) -> list[dict[s
     raises: ConfigError if a pattern names no parameter, or every parameter is frozen.
     """
     scales = {name: 1.0 for name, _ in network.named_parameters()}
+    if settings.network.encoder:
+        scales |= _encoder_scales(network.encoder, settings.optimiser)
     for pattern, scale in settings.optimiser.lr_scale.items():
         scales |= dict.fromkeys(_named(network, pattern, "optimiser.lr_scale"), scale)
     for pattern in settings.freeze:
@@ -160,6 +165,17 @@ def parameter_groups(network: nn.Module, settings: config.Config) -> list[dict[s
         {"params": [network.get_parameter(name) for name in scales if scales[name] == scale], "scale": scale}
         for scale in sorted(set(scales.values()))
     ]
+
+
+def _encoder_scales(encoder: Any, settings: config.Optimiser) -> dict[str, float]:
+    """Of each parameter of a pre-trained encoder: the lower, the more it holds for any speech, and the less it moves."""
+    blocks = len(encoder.blocks)
+    scales = {}
+    for name, _ in encoder.named_parameters():
+        parts = name.split(".")
+        height = int(parts[1]) if parts[0] == "blocks" else -1 if parts[0].startswith("conv") else blocks - 1
+        scales[f"encoder.{name}"] = settings.encoder_lr_scale * settings.encoder_lr_decay ** (blocks - 1 - height)
+    return scales
 
 
 def train_mode(model: nn.Module) -> None:
