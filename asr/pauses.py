@@ -117,6 +117,7 @@ def _stretches(network: Network, blocks: Iterable[np.ndarray]) -> Iterator[tuple
     """
     shift = network.frame_shift
     window, context = (round(seconds / network.frame_shift_s) for seconds in (_WINDOW_S, _CONTEXT_S))
+    window = min(window, network.window or window)
     audio_left = iter(blocks)
     buffer = np.zeros(0, np.float32)  # samples from frame `start` on
     start = done = 0  # frames; up to `done` their log-probabilities are taken

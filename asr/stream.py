@@ -171,7 +171,9 @@ class Stream:
 
     def _advance(self, keep: int, frames: int) -> Iterator[Event]:
         """Hear the next `keep` frames, with the rest of `frames` as their context."""
-        log_probs, self._state = self._network.part(self._samples(self._done, frames), keep, self._state)
+        left = min(self._network.left_context, self._done - self._start)
+        samples = self._samples(self._done - left, left + frames)
+        log_probs, self._state = self._network.part(samples, keep, self._state, left)
         self._search.advance(log_probs)
         self._silent = np.concatenate([self._silent, silence(log_probs, self._network.tokens)])
         self._done += keep
@@ -211,7 +213,7 @@ class Stream:
     def _end_utterance(self, end: int, why: str) -> Iterator[Event]:
         """Decode the utterance up to a frame again, from both ends, and begin another there."""
         shift_s = self._network.frame_shift_s
-        log_probs, _ = self._network.part(self._samples(self._start, end - self._start))
+        log_probs = self._network.whole(self._samples(self._start, end - self._start))
         offset_s = self._start * shift_s
         words = self._decoder.words(self._decoder(log_probs), log_probs, shift_s, offset_s)
         if words:

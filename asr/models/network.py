@@ -17,9 +17,11 @@ from asr.errors import AsrError
 from asr.models import onnxfile
 from asr.tokens import TokenError, Tokens
 
-# The newest metadata that this version understands: 1 was of networks that only hear whole utterances, 3 is of subwords.
-SCHEMA = 3
+# The newest metadata that this version understands: 1 was of networks that only hear whole utterances, 3 is of subwords, 4 of
+# pre-trained encoders, which hear a window and some of it as left context.
+SCHEMA = 4
 DEFAULT_MODEL = "english"
+_CONTEXT_S = 2.0  # heard on either side of a window's own frames
 MAX_RECEPTIVE_S = 30.0  # of one frame's convolutions; no network of sense comes near it
 _MAX_STATE = 1 << 20  # numbers
 _MAX_MEMORY = 8 << 30  # bytes, for all networks of a process; twice what 20 minutes take in a large one
@@ -40,6 +42,9 @@ class Network:
     receptive_field: samples that one frame's convolutions see; `left` of them lie before the frame's own.
     bidirectional:   whether it looks ahead, so that a part of a stream wants context on its right.
     can_stream:      whether it takes an utterance in parts; files of schema 1 do not.
+    window:          the most frames that it hears well at once; None for networks without a pre-trained encoder, which hear
+                     any number.
+    left_context:    frames before a part of a stream that it wants to hear again with it, for such an encoder.
     raises:          ModelError.
     """
 
@@ -82,6 +87,8 @@ class Network:
         self.bidirectional = bool(self.card.get("bidirectional", True))
         shapes = {one.name: one.shape for one in self._session.get_inputs()}
         self.can_stream = "state" in shapes
+        self._can_skip = "skip" in shapes
+        self.window, self.left_context = _windows(self.card, self.frame_shift_s, path) if self._can_skip else (None, 0)
         self._state_shape = tuple(shapes.get("state", (1, 1, 1)))
         sizes = [size for size in self._state_shape if isinstance(size, int) and size > 0]
         if len(sizes) != 3 or sizes[1] != 1 or np.prod([float(size) for size in sizes]) > _MAX_STATE:
@@ -96,25 +103,43 @@ class Network:
 
     def log_probs(self, waveform: np.ndarray) -> np.ndarray:
         """(T, V) float32, natural log, of a whole utterance (N,); T = ceil(N / frame_shift). raises: ModelError."""
-        return self.part(audio.pad(waveform, self.receptive_field, self.frame_shift))[0]
+        return self.whole(audio.pad(waveform, self.receptive_field, self.frame_shift))
+
+    def whole(self, samples: np.ndarray) -> np.ndarray:
+        """(T, V) of all frames that samples (N,) give, N = receptive_field + (T - 1) frame_shift. raises: ModelError.
+
+        What is longer than the network's window it hears in several, each with context whose frames are left to the others.
+        """
+        frames = (len(samples) - self.receptive_field) // self.frame_shift + 1
+        if self.window is None or frames <= self.window:
+            return self.part(samples)[0]
+        context = min(round(_CONTEXT_S / self.frame_shift_s), (self.window - 1) // 2)
+        parts = []
+        for start in range(0, frames, self.window - 2 * context):
+            first, end = max(0, start - context), min(frames, start + self.window - context)
+            heard = samples[first * self.frame_shift : (end - 1) * self.frame_shift + self.receptive_field]
+            parts.append(self.part(heard)[0][start - first : start - first + self.window - 2 * context])
+        return np.concatenate(parts)
 
     def part(
-        self, samples: np.ndarray, keep: int | None = None, state: np.ndarray | None = None
+        self, samples: np.ndarray, keep: int | None = None, state: np.ndarray | None = None, skip: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
         """The log-probabilities of a part of an utterance, and the state for the next one.
 
-        samples: (N,), what the part's frames and those of its right context see: N = receptive_field + (T - 1) frame_shift.
-        keep:    the frames of the part; None for all, without context.
+        samples: (N,), what the part's frames and those of its contexts see: N = receptive_field + (T - 1) frame_shift.
+        keep:    the frames of the part; None for all that follow the left context.
         state:   from the part before; None at the beginning.
+        skip:    the frames of the left context, see left_context.
         returns: (keep, V) float32, natural log.
         raises:  ModelError if the network cannot stream, cannot run, or gives something else.
         """
-        frames = (len(samples) - self.receptive_field) // self.frame_shift + 1
+        frames = (len(samples) - self.receptive_field) // self.frame_shift + 1 - skip
         keep = frames if keep is None else keep
         inputs = {"waveform": samples[None]}
         names = ["log_probs"]
         if self.can_stream:
             inputs |= {"keep": np.array(keep), "state": self.first_state() if state is None else state}
+            inputs |= {"skip": np.array(skip)} if self._can_skip else {}
             names.append("next_state")
         elif keep != frames or state is not None:
             raise ModelError(f"{self.path}: this model only hears whole utterances; export it again, with this version")
@@ -133,6 +158,17 @@ class Network:
                 f"got {got if got != expected else 'NaN'}; train it again"
             )
         return np.asarray(log_probs[0, :keep]), after[0] if after else self.first_state()
+
+
+def _windows(card: dict[str, Any], shift_s: float, path: Path) -> tuple[int, int]:
+    """Of a network with a pre-trained encoder: window and left_context, in frames."""
+    window_s, left_s = (card.get(key) for key in ("window_s", "left_context_s"))
+    if not (isinstance(window_s, int | float) and isinstance(left_s, int | float) and 1 <= window_s <= 30 >= left_s >= 0):
+        raise ModelError(
+            f"{path}: expected windows of 1 to 30 s and a left context of 0 to 30 s, got {window_s} and {left_s}; "
+            "export the model again"
+        )
+    return max(1, int(window_s / shift_s)), round(left_s / shift_s)
 
 
 def models() -> dict[str, Path]:

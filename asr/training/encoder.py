@@ -57,8 +57,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x: (B, T, width); mask: (B, 1, 1, T), True where a frame is an utterance's, or None where all are."""
-        heads = self.qkv(self.attention_norm(x)).unflatten(2, (3, self.heads, HEAD)).permute(2, 0, 3, 1, 4)
-        queries, keys, values = heads.unbind(0)  # (B, heads, T, HEAD) each
+        together = self.qkv(self.attention_norm(x)).reshape(*x.shape[:2], 3 * self.heads, HEAD).transpose(1, 2)
+        queries, keys, values = (together[:, n * self.heads : (n + 1) * self.heads] for n in range(3))
         attended = nn.functional.scaled_dot_product_attention(queries, keys, values, mask)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         y: Tensor = x + self.down(nn.functional.gelu(self.up(self.norm(x))))

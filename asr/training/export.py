@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from asr import __version__, audio
 from asr.errors import AsrError
 from asr.models import onnxfile
-from asr.training import checkpoint, config, launch
+from asr.training import checkpoint, config, encoder, launch
 from asr.training.model import AcousticModel
 
-SCHEMA = 2  # of the metadata, 3 where the tokens are subwords; `asr.models.network` refuses a newer one than it knows
+# Of the metadata: 3 where the tokens are subwords, 4 with a pre-trained encoder; readers refuse a newer one than they know.
+SCHEMA = 2
+_WINDOW_S, _LEFT_CONTEXT_S = 15.0, 3.0  # of a pre-trained encoder, see `asr.models.network.Network`
 _CHECKED_FRAMES = (1, 2, 50, 51, 1000, 3000)  # the exporter can freeze a length without a word: run several
 _QUIET = 0.003  # of the noise it hears then: in loud noise a trained network is undecided, and amplifies rounding
 _AMPLIFIED = 10  # times what rounding does to torch itself, it may do to the graph
@@ -68,6 +70,9 @@ def export(
             parameter.div_(temperature)
     waveform = torch.zeros(1, model.receptive_field + 50 * model.frame_shift)
     example = (waveform, torch.tensor(40), model.network.first_state(1))
+    names = ["waveform", "keep", "state"]
+    if model.network.encoder:
+        example, names = (*example, torch.tensor(5)), [*names, "skip"]
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         # The exporter that keeps the length of recurrent layers free is the older one, and says that it is.
         warnings.simplefilter("ignore")
@@ -77,7 +82,7 @@ def export(
             Path(folder) / "model.onnx",
             dynamo=False,
             opset_version=17,
-            input_names=["waveform", "keep", "state"],
+            input_names=names,
             output_names=["log_probs", "next_state"],
             dynamic_axes={"waveform": {1: "samples"}, "log_probs": {1: "frames"}},
         )
@@ -88,13 +93,14 @@ def export(
             graph = _quantised(graph, Path(folder))
             _check_sound(model, graph.SerializeToString())
     card = {
-        "schema": 3 if tokens.subwords else SCHEMA,
+        "schema": 4 if model.network.encoder else 3 if tokens.subwords else SCHEMA,
         "name": name or settings.name,
         "tokens": tokens.symbols,
         "sample_rate": audio.SAMPLE_RATE,
         "frame_shift": model.frame_shift,
         "receptive_field": model.receptive_field,
         "bidirectional": settings.network.bidirectional,
+        **({"window_s": _WINDOW_S, "left_context_s": _LEFT_CONTEXT_S} if model.network.encoder else {}),
         "description": settings.description,
         "licence": settings.licence,
         "normaliser": settings.data.normaliser,
@@ -113,8 +119,10 @@ class _Graph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, waveform: Tensor, keep: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.stream(waveform, keep, state)
+    def forward(
+        self, waveform: Tensor, keep: Tensor, state: Tensor, skip: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.model.stream(waveform, keep, state, skip)
 
 
 def _share_weights(graph: onnx.ModelProto) -> None:
@@ -219,12 +227,15 @@ def _runs(model: AcousticModel, data: bytes) -> Iterator[tuple[int, dict[str, np
     """At several lengths, whole and as a part with context: frames, the graph's inputs, its log-probabilities and state."""
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
-    for frames in _CHECKED_FRAMES:
+    longest = encoder.LONGEST * 2 // model.subsampling if model.network.encoder else _CHECKED_FRAMES[-1]
+    for frames in (min(frames, longest) for frames in _CHECKED_FRAMES):
         samples = rng.normal(0, _QUIET, frames * model.frame_shift).astype(np.float32)
         waveform = audio.pad(samples, model.receptive_field, model.frame_shift)[None]
         state = np.zeros(tuple(model.network.first_state(1).shape), np.float32)
         for keep in {frames, frames // 2 + 1}:
             inputs = {"waveform": waveform, "keep": np.array(keep), "state": state}
+            if model.network.encoder:
+                inputs |= {"skip": np.array((frames - keep) // 2)}
             log_probs, state = session.run(["log_probs", "next_state"], inputs)
             yield frames, inputs, log_probs[:, :keep], state
 
@@ -259,8 +270,9 @@ def _check_parity(model: AcousticModel, data: bytes) -> None:
 def _stream(model: AcousticModel, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     keep = int(inputs["keep"])
     waveform, state = (torch.from_numpy(inputs[name]).to(model.mean.dtype) for name in ("waveform", "state"))
+    skip = int(inputs["skip"]) if "skip" in inputs else None
     with torch.no_grad():
-        log_probs, state = model.stream(waveform, torch.tensor(keep), state)
+        log_probs, state = model.stream(waveform, torch.tensor(keep), state, skip)
     return log_probs[:, :keep].numpy(), state.numpy()
 
 

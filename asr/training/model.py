@@ -266,7 +266,8 @@ class Network(nn.Module):
     def subsampled(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, T, F), lengths' (B,) of the output -> (T', B, F')."""
         if self.encoder:
-            x = x[:, : x.shape[1] // self.subsampling * self.subsampling]
+            if not torch.onnx.is_in_onnx_export():  # where it is a multiple already
+                x = x[:, : x.shape[1] // self.subsampling * self.subsampling]
             own = None if lengths is None else lengths.to(x.device, non_blocking=True) * self.subsampling
             x = self.encoder(x, own)
             x = x.reshape(len(x), -1, x.shape[2] * (self.subsampling // 2))  # neighbouring frames as one
@@ -342,7 +343,7 @@ class AcousticModel(nn.Module):
         return log_probs
 
     def stream(
-        self, waveform: Tensor, keep: Tensor, state: Tensor, skip: Tensor | None = None
+        self, waveform: Tensor, keep: Tensor, state: Tensor, skip: int | Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """One part of a stream, as the exported graph computes it; a whole utterance is one part without context.
 
