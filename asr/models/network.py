@@ -17,8 +17,8 @@ from asr.errors import AsrError
 from asr.models import onnxfile
 from asr.tokens import TokenError, Tokens
 
-# The newest metadata that this version understands: 1 was of networks that only hear whole utterances, 3 is of subwords, 4 of
-# pre-trained encoders, which hear a window and some of it as left context.
+# The newest metadata that this version understands: 1 was of networks that only hear whole utterances, 3 is of subwords,
+# 4 of pre-trained encoders, which hear windows and take left context.
 SCHEMA = 4
 DEFAULT_MODEL = "english"
 _CONTEXT_S = 2.0  # heard on either side of a window's own frames
@@ -88,7 +88,10 @@ class Network:
         shapes = {one.name: one.shape for one in self._session.get_inputs()}
         self.can_stream = "state" in shapes
         self._can_skip = "skip" in shapes
-        self.window, self.left_context = _windows(self.card, self.frame_shift_s, path) if self._can_skip else (None, 0)
+        self.window: int | None = None
+        self.left_context = 0
+        if self._can_skip:
+            self.window, self.left_context = _windows(self.card, self.frame_shift_s, path)
         self._state_shape = tuple(shapes.get("state", (1, 1, 1)))
         sizes = [size for size in self._state_shape if isinstance(size, int) and size > 0]
         if len(sizes) != 3 or sizes[1] != 1 or np.prod([float(size) for size in sizes]) > _MAX_STATE:
@@ -163,7 +166,9 @@ class Network:
 def _windows(card: dict[str, Any], shift_s: float, path: Path) -> tuple[int, int]:
     """Of a network with a pre-trained encoder: window and left_context, in frames."""
     window_s, left_s = (card.get(key) for key in ("window_s", "left_context_s"))
-    if not (isinstance(window_s, int | float) and isinstance(left_s, int | float) and 1 <= window_s <= 30 >= left_s >= 0):
+    if not (
+        isinstance(window_s, int | float) and isinstance(left_s, int | float) and 1 <= window_s <= 30 >= left_s >= 0
+    ):
         raise ModelError(
             f"{path}: expected windows of 1 to 30 s and a left context of 0 to 30 s, got {window_s} and {left_s}; "
             "export the model again"

@@ -167,7 +167,10 @@ class Stream(_Section):
     share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the batches
     chunk_s: _Range = (0.3, 1.3)  # uniform range
     right_context_s: _Range = (0.15, 0.7)  # uniform range
-    left_context_s: _Range = (1.0, 4.0)  # uniform range; of a pre-trained encoder alone: recurrent layers carry their state
+    left_context_s: _Range = (
+        1.0,
+        4.0,
+    )  # uniform range; of a pre-trained encoder alone: recurrent layers carry their state
 
     @model_validator(mode="after")
     def _check(self) -> Stream:

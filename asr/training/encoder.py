@@ -88,7 +88,8 @@ class Encoder(nn.Module):
     def encode(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """What Whisper's own encoder gives for its log-mel energies, (B, T, 80) with T even and at most 3000.
 
-        lengths: (B,) frames, even, on x's device, or None where all are valid. An utterance gets in a batch what it gets alone.
+        lengths: (B,) frames, even, on x's device, or None where all are valid.
+        An utterance gets in a batch what it gets alone.
         """
         frames = x.shape[1] // 2
         if not torch.onnx.is_in_onnx_export() and frames > LONGEST:
@@ -153,7 +154,9 @@ def _read(folder: Path) -> _Weights:
     if (folder / "model.bin").is_file():
         return _ctranslate2(folder / "model.bin")
     what = "no model.safetensors or model.bin in it" if folder.is_dir() else "no such folder"
-    raise config.ConfigError(f"network.encoder: {folder}: expected a folder with the weights of a Whisper model, got {what}")
+    raise config.ConfigError(
+        f"network.encoder: {folder}: expected a folder with the weights of a Whisper model, got {what}"
+    )
 
 
 # The names of a block's layers: ours, transformers', CTranslate2's.
@@ -182,7 +185,8 @@ def _safetensors(path: Path) -> _Weights:
     def find(name: str) -> Tensor:
         if name not in tensors:
             raise _unfit(path, name)
-        return tensors[name].float()
+        value: Tensor = tensors[name].float()
+        return value
 
     def get(name: str) -> Tensor:
         parts = name.split(".")
@@ -224,7 +228,9 @@ def _ctranslate2(path: Path) -> _Weights:
             raise _unfit(path, f"{name}, as of a Whisper model")
         value = tensors[name]
         if value.dtype.kind != "f":
-            raise _unfit(path, f"weights in float32 or float16, got {value.dtype} for {name}; convert it without quantisation")
+            raise _unfit(
+                path, f"weights in float32 or float16, got {value.dtype} for {name}; convert it without quantisation"
+            )
         return torch.from_numpy(value.astype(np.float32))
 
     def get(name: str) -> Tensor:
@@ -232,12 +238,9 @@ def _ctranslate2(path: Path) -> _Weights:
         if parts[0].startswith("conv"):
             value = find(f"encoder/{parts[0]}/{parts[-1]}")
             return _as_linear(value) if parts[-1] == "weight" else value
-        if parts[0] == "norm":
-            theirs = "encoder/layer_norm"
-        else:
-            theirs = f"encoder/layer_{parts[1]}/{_LAYERS[parts[2]][1]}"
+        theirs = "layer_norm" if parts[0] == "norm" else f"layer_{parts[1]}/{_LAYERS[parts[2]][1]}"
         norm = {"weight": "gamma", "bias": "beta"} if "norm" in theirs else {}
-        return find(f"{theirs}/{norm.get(parts[-1], parts[-1])}")
+        return find(f"encoder/{theirs}/{norm.get(parts[-1], parts[-1])}")
 
     blocks = len({name.split("/")[1] for name in tensors if name.startswith("encoder/layer_") and name.count("/") > 2})
     width, mels, _ = tuple(find("encoder/conv1/weight").shape)
@@ -306,7 +309,9 @@ def _sinusoids(length: int, width: int) -> Tensor:
     """(length, width) position encodings: sines, then cosines, of periods from 2 pi to 10,000 times that."""
     periods = torch.exp(-math.log(10_000) / (width // 2 - 1) * torch.arange(width // 2))
     angles = torch.arange(length)[:, None] * periods
-    return torch.cat([angles.sin(), angles.cos()], dim=1).half().float()  # as Whisper has them; so they export in half the size
+    return (
+        torch.cat([angles.sin(), angles.cos()], dim=1).half().float()
+    )  # as Whisper has them; so they export in half the size
 
 
 def _unfit(path: Path, expected: str) -> config.ConfigError:

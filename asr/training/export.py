@@ -69,7 +69,7 @@ def export(
         for parameter in model.network.output[-1].parameters():
             parameter.div_(temperature)
     waveform = torch.zeros(1, model.receptive_field + 50 * model.frame_shift)
-    example = (waveform, torch.tensor(40), model.network.first_state(1))
+    example: tuple[Tensor, ...] = (waveform, torch.tensor(40), model.network.first_state(1))
     names = ["waveform", "keep", "state"]
     if model.network.encoder:
         example, names = (*example, torch.tensor(5)), [*names, "skip"]
@@ -217,6 +217,9 @@ def _portable(settings: config.Config) -> dict[str, object]:
         "pronunciation": ("dictionary",),
     }
     tree = {name: value for name, value in config.to_dict(settings).items() if name != "init"}
+    if settings.network.encoder:
+        network: Any = tree["network"]
+        tree["network"] = network | {"encoder": settings.network.encoder.name}
     for section, left_out in paths.items():
         if tree[section] is not None:
             tree[section] = {name: value for name, value in tree[section].items() if name not in left_out}

@@ -113,8 +113,8 @@ class LogMel(nn.Module):
 class WhisperLogMel(LogMel):
     """The front end of Whisper's encoder, but for the level, which `encoder.level` sets.
 
-    formula: log10(max(mel @ |DFT(hann * frame)|^2, 1e-10)), without the bins at 0 and 40 Hz. A constant offset of the samples
-             has nothing above them, so that it changes no feature.
+    formula: log10(max(mel @ |DFT(hann * frame)|^2, 1e-10)), without the bins at 0 and 40 Hz. A constant offset of
+             the samples has nothing above them, so that it changes no feature.
     source:  Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
     """
 
@@ -169,4 +169,6 @@ class Mfcc(nn.Module):
 
 def build(settings: config.Features) -> LogMel | Mfcc:
     """The front end that the settings ask for."""
-    return {"log_mel": LogMel, "mfcc": Mfcc, "whisper": WhisperLogMel}[settings.kind](settings)
+    if settings.kind == "mfcc":
+        return Mfcc(settings)
+    return WhisperLogMel(settings) if settings.kind == "whisper" else LogMel(settings)
