@@ -17,6 +17,7 @@ from asr.audio import SAMPLE_RATE
 from asr.training import config
 
 LOG_OFFSET = 1e-6  # added to mel energies before the logarithm; about the energy of 16-bit rounding noise
+_FLOOR = 1e-13  # of Whisper's mel energies; its own is 1e-10, which the 80 dB below faint speech lie under
 _DELTA_REACH = 2  # frames on each side in a regression delta
 
 
@@ -113,7 +114,7 @@ class LogMel(nn.Module):
 class WhisperLogMel(LogMel):
     """The front end of Whisper's encoder, but for the level, which `encoder.level` sets.
 
-    formula: log10(max(mel @ |DFT(hann * frame)|^2, 1e-10)), without the bins at 0 and 40 Hz. A constant offset of
+    formula: log10(max(mel @ |DFT(hann * frame)|^2, 1e-13)), without the bins at 0 and 40 Hz. A constant offset of
              the samples has nothing above them, so that it changes no feature.
     source:  Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
     """
@@ -124,7 +125,7 @@ class WhisperLogMel(LogMel):
         mel[:2] = 0
 
     def _log(self, energies: Tensor) -> Tensor:
-        return energies.clamp(min=1e-10).log10()
+        return energies.clamp(min=_FLOOR).log10()
 
 
 class Mfcc(nn.Module):
