@@ -14,8 +14,9 @@ from ctranslate2.specs import whisper_spec
 from safetensors.torch import save_file
 from torch import Tensor
 
-from asr import Recognizer, audio, onnxfile
-from asr.network import ModelError, Network
+from asr import Recognizer, audio
+from asr.models import onnxfile
+from asr.models.network import ModelError, Network
 from asr.training import checkpoint, config, encoder, export, features, loop, warm
 from asr.training.model import AcousticModel
 
