@@ -132,6 +132,7 @@ def test_unfinished_run(tmp_path: Path) -> None:
 def test_no_export_needs_an_operator_that_is_refused(tmp_path: Path) -> None:
     """And none is allowed that no export needs."""
     mfcc = config.Features(kind="mfcc", n_mels=20, n_mfcc=13, deltas=2)
+    pretrained = config.Network(encoder=Path("whisper"), encoder_width=64, encoder_blocks=1, hidden=16, layers=1)
     found = set()
     for number, (network, features) in enumerate(
         [
@@ -139,6 +140,7 @@ def test_no_export_needs_an_operator_that_is_refused(tmp_path: Path) -> None:
             ({"cell": "gru", "norm": "none", "subsampling": 2}, {}),
             ({"cell": "rnn_tanh", "bidirectional": False}, {}),
             ({"cell": "lstm", "norm": "batch", "subsampling": 1, "projection": 8}, {"features": mfcc}),
+            ({}, {"network": pretrained, "features": config.WHISPER}),
         ]
     ):
         settings = settings_of(**network).model_copy(update=features)

@@ -278,13 +278,13 @@ def spec_augment(features: Tensor, settings: config.SpecAugment) -> Tensor:
     Draws from torch's global generator. source: Park et al. 2019, "SpecAugment".
     """
     time, frequency = 1, 2
-    mean = features.mean(dim=(time, frequency), keepdim=True)  # about 0, but for an encoder, whose level is set later
-    features = features - mean
+    heard = torch.ones_like(features)
     for _ in range(settings.freq_masks):
-        features = AF.mask_along_axis_iid(features, settings.freq_width, 0.0, frequency)
+        heard = AF.mask_along_axis_iid(heard, settings.freq_width, 0.0, frequency)
     for _ in range(settings.time_masks):
-        features = AF.mask_along_axis_iid(features, settings.time_width, 0.0, time, p=settings.time_share)
-    return features + mean
+        heard = AF.mask_along_axis_iid(heard, settings.time_width, 0.0, time, p=settings.time_share)
+    # The mean is about 0, but for a pre-trained encoder, which sets the level later.
+    return torch.where(heard > 0, features, features.mean(dim=(time, frequency), keepdim=True))
 
 
 def stretch_frequencies(features: Tensor, share: float, settings: config.Features) -> Tensor:
