@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asr import files
 from asr.errors import AsrError
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"audio_filepath": str, "duration": (int, float), "text": str}
@@ -55,19 +56,10 @@ def read(path: str | Path) -> list[Utterance]:
     raises: ManifestError naming file and line if it is missing, empty, not UTF-8, or a line is not as described above.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: no such manifest; run the recipe's prepare.py first, or check the path") from None
-    except UnicodeDecodeError as error:
-        raise ManifestError(
-            f"{path}: expected UTF-8, got byte 0x{error.object[error.start]:02x} at {error.start}"
-        ) from None
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read: {error.strerror}") from None
-    # Only \n ends a line: a transcript may hold U+2028 and its like, which splitlines() would cut at.
-    lines = enumerate(text.split("\n"), start=1)
-    utterances = [_parse(line, path.parent, f"{path}:{number}") for number, line in lines if line.strip()]
+    numbered = files.lines(
+        path, ManifestError, what="manifest", missing="run the recipe's prepare.py first, or check the path"
+    )
+    utterances = [_parse(line, path.parent, where) for where, line in numbered if line.strip()]
     if not utterances:
         raise ManifestError(f"{path}: expected one JSON object a line, got an empty file")
     return utterances
@@ -76,7 +68,8 @@ def read(path: str | Path) -> list[Utterance]:
 def write(path: str | Path, utterances: Iterable[Utterance]) -> None:
     """Write a manifest, whole or not at all; audio below the manifest's folder is named relative to it.
 
-    Seconds keep six decimals, which names every sample exactly. raises: ManifestError if it cannot be written.
+    Seconds keep six decimals, which names every sample exactly. raises: ManifestError for half a surrogate pair;
+    OutputError if it cannot be written.
     """
     path = Path(path)
     # abspath, not resolve(): a corpus behind a symbolic link keeps the name it was given.
@@ -92,19 +85,15 @@ def write(path: str | Path, utterances: Iterable[Utterance]) -> None:
         if utterance.speaker is not None:
             row["speaker"] = utterance.speaker
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    temporary = path.with_name(path.name + ".part")
     try:
         data = "".join(lines).encode("utf-8")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
     except UnicodeEncodeError as error:
         part = error.object[max(0, error.start - 20) : error.end]
         raise ManifestError(
             f"{path}: expected Unicode text, got half a surrogate pair in {part!r}; nothing written"
         ) from None
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be written: {error.strerror or error}") from None
+    files.make_folder(path.parent)
+    files.write(path, data, overwrite=True)
 
 
 def _parse(line: str, folder: Path, where: str) -> Utterance:

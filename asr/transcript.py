@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 
 from asr import subtitles
-from asr.errors import AsrError
 from asr.subtitles import milliseconds
 from asr.tokens import BLANK, Span, Tokens
 
 # CTC emits a letter soon after it begins to sound; a word goes on for so much longer than its last letter's frames (of the
 # values from 0 to 0.3 s, the one with the least median error on FSDD's dev digits).
 _LETTER_S = 0.08
-
-
-class OutputError(AsrError):
-    """An output file that cannot be written, or must not be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,38 +219,6 @@ def sounded_out(words: Sequence[Word], end_s: float) -> tuple[Word, ...]:
     """The words with ends that reach beyond the frames of their last letters, up to the next word or end_s."""
     pairs = zip(words, [*(word.start_s for word in words[1:]), end_s], strict=False)  # of no words, no pairs
     return tuple(replace(word, end_s=min(word.end_s + _LETTER_S, limit)) for word, limit in pairs)
-
-
-def write(path: str | Path, text: str, overwrite: bool = False) -> None:
-    """Write an output file as UTF-8; see write_bytes."""
-    write_bytes(path, text.encode("utf-8"), overwrite)
-
-
-def write_bytes(path: str | Path, data: bytes, overwrite: bool = False) -> None:
-    """Write an output file whole or not at all: after a crash or on a full disk there is no partial file.
-
-    raises: OutputError if the file exists and overwrite is not set, is not a plain file, or cannot be written.
-    """
-    path = Path(path)
-    try:
-        if path.exists() and not path.is_file():  # replacing /dev/null would do harm
-            raise OutputError(f"{path}: expected the name of a file to write, got a folder or device")
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path}: the file exists already; remove it, or ask to overwrite it")
-        # In the same folder, because a rename is atomic only within one file system; a random name, because two writers
-        # of one output must not share it; opened as any file is, for the usual permissions.
-        temporary = path.with_name(f".{secrets.token_hex(8)}.part")
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # the data before the name, or a power cut can leave an empty file
-            temporary.replace(path)
-        except BaseException:  # the user's Ctrl-C too
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}; check the folder and its free space") from None
 
 
 def _times(part: Word | Segment) -> dict[str, str | float]:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asr.files import OutputError
 from asr.manifest import ManifestError, Utterance, read, write
 
 GOOD = {"audio_filepath": "a.wav", "duration": 1.5, "text": "hello"}
@@ -138,7 +139,7 @@ def test_bad_file(tmp_path: Path, content: bytes | None, message: str) -> None:
 def test_folder_in_place_of_a_manifest(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="cannot be read"):
         read(tmp_path)
-    with pytest.raises(ManifestError, match="cannot be written"):
+    with pytest.raises(OutputError, match="got a folder or device"):
         write(tmp_path, [Utterance(Path("a.wav"), 1, "a")])
 
 

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import csv
-import errno
 import html
 import json
-import os
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pysrt
@@ -17,9 +14,8 @@ from hypothesis import strategies as st
 from praatio.utilities import textgrid_io
 
 from asr.decoding.align import align
-from asr.errors import AsrError
 from asr.tokens import Span, Tokens
-from asr.transcript import SUFFIXES, WRITERS, OutputError, Segment, Transcript, Word, segments, words_of, write
+from asr.transcript import SUFFIXES, WRITERS, Segment, Transcript, Word, segments, words_of
 
 TOKENS = Tokens.of(" 'abcdefghijklmnopqrstuvwxyz")
 
@@ -297,87 +293,3 @@ def test_every_format_reads_back(spoken: Transcript) -> None:
 def test_formats_have_their_suffixes() -> None:
     assert SUFFIXES.keys() == WRITERS.keys()
     assert (SUFFIXES["srt"], SUFFIXES["textgrid"]) == (".srt", ".TextGrid")
-
-
-# Files
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_write_makes_one_file_with_unix_line_ends_and_usual_permissions(tmp_path: Path) -> None:
-    write(tmp_path / "a.txt", "käse\nbrot\n")
-    assert (tmp_path / "a.txt").read_bytes() == "käse\nbrot\n".encode()
-    assert names(tmp_path) == ["a.txt"]
-    (tmp_path / "plain").write_text("")
-    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with pytest.raises(OutputError, match="exists already"):
-        write(path, "new")
-    assert path.read_text() == "old"
-    write(path, "new", overwrite=True)
-    assert path.read_text() == "new"
-    assert names(tmp_path) == ["a.txt"]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_full_disk_leaves_the_folder_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
-) -> None:
-    path = tmp_path / "a.txt"
-    if overwrite:
-        path.write_text("old")
-    before = names(tmp_path)
-    seen: list[list[str]] = []
-
-    def full(_: int) -> None:
-        seen.append(names(tmp_path))
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("asr.transcript.os.fsync", full)
-    with pytest.raises(AsrError, match=r"a\.txt: cannot be written: No space left on device") as caught:
-        write(path, "new", overwrite)
-    assert "\n" not in str(caught.value)
-    assert len(seen[0]) == len(before) + 1  # the partial file was in this folder, and is gone
-    assert names(tmp_path) == before
-    assert not overwrite or path.read_text() == "old"
-
-
-def test_interrupt_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("asr.transcript.os.fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "a.txt", "new")
-    assert names(tmp_path) == []
-
-
-def test_folders_and_devices_are_not_replaced(tmp_path: Path) -> None:
-    for path in (tmp_path, Path(), Path(os.devnull)):
-        with pytest.raises(OutputError, match="got a folder or device"):
-            write(path, "text", overwrite=True)
-    assert names(tmp_path) == []
-
-
-def test_missing_folder_or_file_in_place_of_one(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for folder in ("missing", "file"):
-        with pytest.raises(OutputError, match="cannot be written"):
-            write(tmp_path / folder / "a.txt", "text")
-    assert names(tmp_path) == ["file"]
-
-
-def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, *_: object, **__: object) -> None:  # chmod would not stop root
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(OutputError, match="Permission denied"):
-        write(tmp_path / "a.txt", "text")
-    assert names(tmp_path) == []

@@ -24,9 +24,9 @@ from asr.corpus import CorpusError, Recording
 from asr.decoding import confidence
 from asr.decoding.decoder import Decoder
 from asr.errors import AsrError
+from asr.files import write
 from asr.recognizer import Recognizer
 from asr.stream import CHUNK_S, RIGHT_CONTEXT_S, Final, Partial
-from asr.transcript import write_bytes
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 COLD_STARTS = 9
@@ -389,4 +389,4 @@ def chart(rows: Mapping[str, Sequence[Heard]], path: Path) -> None:
     figure.savefig(image, format="png", dpi=120)
     plt.close(figure)
     terminal.make_folder(path.parent)
-    write_bytes(path, image.getvalue(), overwrite=True)
+    write(path, image.getvalue(), overwrite=True)

@@ -53,9 +53,9 @@ def evaluate(
 
     from asr import metrics
     from asr.decoding import confidence
+    from asr.files import write
     from asr.manifest import read
     from asr.recognizer import Recognizer
-    from asr.transcript import write, write_bytes
 
     options.refuse(
         (plot is not None and not calibration, "--plot", "shows the confidences: --calibration"),
@@ -99,7 +99,7 @@ def evaluate(
     if plot is not None and reliable is not None:
         title = f"{recognizer.name}: {len(sure)} words, expected calibration error {reliable.error:.3f}"
         picture = plots.reliability(title, reliable.counts, reliable.confidence, reliable.accuracy)
-        write_bytes(plot, picture, overwrite=overwrite)
+        write(plot, picture, overwrite=overwrite)
     speed = sum(one.duration_s for one in scored) / max(spent, 1e-9)
     console.print(f"decoded at {speed:.0f} x real time, reading included", highlight=False)
     if output is not None:

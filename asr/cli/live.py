@@ -128,10 +128,13 @@ def _listen(
 
     from rich.console import Console
 
-    from asr.live import Gate, Recording, Session, Terminal, Trouble, listen
+    from asr.audio.recording import Recording
+    from asr.cli.display import Display
+    from asr.files import write
     from asr.recognizer import Recognizer
+    from asr.session import Gate, Session, Trouble, listen
     from asr.stream import Final
-    from asr.transcript import WRITERS, write
+    from asr.transcript import WRITERS
 
     recognizer = Recognizer(model, **steering)
     if not quiet:
@@ -141,7 +144,7 @@ def _listen(
     with nullcontext() if save is None else Recording(save, overwrite=overwrite) as session.recording:
         shown = not quiet and sys.stdout is not None and sys.stdout.isatty()
         try:
-            with Terminal(Console(), source, session) if shown else nullcontext() as display:
+            with Display(Console(), source, session) if shown else nullcontext() as display:
                 for events in listen(source, session):
                     for event in events:
                         if isinstance(event, Trouble):

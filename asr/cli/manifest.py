@@ -133,8 +133,8 @@ def export_manifest(
     from asr.corpus import entries
     from asr.corpus.kaldi import FILES, files
     from asr.corpus.lhotse import cuts
+    from asr.files import write
     from asr.manifest import read
-    from asr.transcript import write_bytes
 
     if kaldi is None and lhotse is None:
         raise typer.BadParameter("give one or both", param_hint="--kaldi, --lhotse")
@@ -155,11 +155,11 @@ def export_manifest(
         utterances, skipped = entries.fit(asked, infos)
         if utterances and kaldi is not None:
             for name, content in files(utterances, infos).items():
-                write_bytes(kaldi / name, content.encode(), overwrite=True)
+                write(kaldi / name, content, overwrite=True)
         if utterances and lhotse is not None:
             data = cuts(utterances, infos).encode()
             packed = gzip.compress(data, compresslevel=6, mtime=0) if lhotse.suffix == ".gz" else data
-            write_bytes(lhotse, packed, overwrite=True)
+            write(lhotse, packed, overwrite=True)
         for target in targets if utterances else []:
             terminal.note(f"{target}: {len(utterances)} utterances")
         _list_skipped(skipped, targets[0], len(utterances), str(manifest))
@@ -187,7 +187,7 @@ def _list_skipped(skipped: Sequence[Skipped], output: Path, taken: int, source: 
     """What is missing from an output, in a file beside it; exit status 1 if anything is."""
     import json
 
-    from asr.transcript import write
+    from asr.files import write
 
     listed = output.with_name(output.name + ".skipped.jsonl")
     if not skipped:

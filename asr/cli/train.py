@@ -91,7 +91,7 @@ def report(
     overwrite: terminal.Overwrite = False,
 ) -> None:
     """One web page about a training: curves, gradients, errors, and the worst utterances to hear and see."""
-    from asr.transcript import write
+    from asr.files import write
 
     terminal.refuse_existing(output, overwrite)
     if output.is_dir() or not os.access(output.parent, os.W_OK):  # before the work

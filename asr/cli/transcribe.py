@@ -162,11 +162,12 @@ def _transcribe_pipe(
 
 def _deliver(transcript: Transcript, job: Job, kind: str, overwrite: bool, prefix: str = "") -> None:
     """Write a transcript to the job's outputs; without any, print it in one format, after the prefix."""
-    from asr.transcript import WRITERS, write
+    from asr.files import make_folder, write
+    from asr.transcript import WRITERS
 
     name = terminal.line(job.path.stem)
     for output_kind, target in job.outputs.items():
-        terminal.make_folder(target.parent)
+        make_folder(target.parent)
         write(target, WRITERS[output_kind](transcript, name), overwrite=overwrite)
     if not job.outputs:
         terminal.show(prefix + WRITERS[kind](transcript, name))

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from asr import audio, threads
+from asr import audio
 from asr.errors import AsrError
+from asr.files import each as each_in_threads
 from asr.manifest import Utterance
 from asr.tokens import Tokens, min_frames
 
@@ -156,7 +157,7 @@ def check(
     lengths: list[tuple[str, float]] = []
     speeds: list[tuple[str, float]] = []
     for utterance, measured in zip(
-        utterances, threads.each(_measure, utterances, progress, "reading audio"), strict=True
+        utterances, each_in_threads(_measure, utterances, progress, "reading audio"), strict=True
     ):
         faults: list[tuple[Literal["error", "warning"], str, str]] = []
 

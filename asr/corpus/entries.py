@@ -7,17 +7,14 @@ ever executed.
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import math
 import re
-import zlib
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from asr import audio, threads
+from asr import audio, files
 from asr.errors import AsrError
 from asr.manifest import Skipped, Utterance
 
@@ -25,9 +22,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 MAX_OVERSHOOT_S = 0.5  # so far an utterance may reach beyond its audio and is cut to it: as Kaldi's extract-segments
-_MAX_LINE = 1 << 26  # bytes; the alignment of a long recording takes some MB
-_MAX_EXPANSION = 200  # of compressed files; real ones stay below 50, zeros reach 1000
-_SLACK = 1 << 20  # bytes that a file may hold whatever its compressed size
 _Key = TypeVar("_Key", bound=Hashable)
 
 
@@ -70,8 +64,8 @@ def probe(paths: Iterable[Path], progress: Progress | None = None) -> dict[Path,
 
     progress: a Rich progress display to add a bar to.
     """
-    files = list(dict.fromkeys(paths))
-    return dict(zip(files, threads.each(_info, files, progress, "looking at audio"), strict=True))
+    names = list(dict.fromkeys(paths))
+    return dict(zip(names, files.each(_info, names, progress, "looking at audio"), strict=True))
 
 
 def fit(
@@ -121,35 +115,8 @@ def _fitted(entry: Entry, info: audio.AudioInfo | AsrError) -> Utterance | str:
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """('file:line', text) of each line of a file that may be compressed (gzip), line ends kept."""
-    number = size = 0
-    try:
-        with path.open("rb") as raw:
-            packed = raw.peek(2)[:2] == b"\x1f\x8b"
-            limit = _MAX_EXPANSION * path.stat().st_size + _SLACK if packed else math.inf
-            file: IO[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw  # type: ignore[assignment]
-            while line := file.readline(_MAX_LINE + 1):
-                number += 1
-                size += len(line)
-                if len(line) > _MAX_LINE:
-                    raise InterchangeError(
-                        f"{path}:{number}: expected lines of at most {_MAX_LINE} bytes, got a longer one"
-                    )
-                if size > limit:
-                    raise InterchangeError(
-                        f"{path}:{number}: expected a file of text, got one that unpacks to more than {_MAX_EXPANSION} "
-                        "times its size; unpack it with gunzip if you trust it"
-                    )
-                yield f"{path}:{number}", line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode()
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise InterchangeError(f"{path}:{number}: expected UTF-8, got byte 0x{byte:02x}; save it as UTF-8") from None
-    except FileNotFoundError:
-        raise InterchangeError(f"{path}: no such file; check the path") from None
-    except (EOFError, zlib.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise InterchangeError(f"{path}: cannot be read: {error.strerror}; check the path and its mode") from None
-        raise InterchangeError(f"{path}: damaged or cut short after line {number}: {error}; copy it again") from None
+    """("FILE:NUMBER", line) of each line of a file that may be compressed, line ends kept. raises: InterchangeError."""
+    return files.lines(path, InterchangeError)
 
 
 def unique_names(wanted: dict[_Key, str]) -> dict[_Key, str]:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from asr import audio, manifest, terminal
+from asr import audio, files, manifest, terminal
 from asr.corpus import archive, download
 from asr.errors import AsrError
 from asr.manifest import Utterance
@@ -119,11 +119,7 @@ class Table(dict[str, str]):
         """separator: between key and rest; None is white space, runs of which are one space in the rest."""
         super().__init__()
         self.path = path
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CorpusError(f"{path}: cannot be read: {error}; download the corpus again") from None
-        for line in text.split("\n"):
+        for _, line in files.lines(path, CorpusError, missing="download the corpus again"):
             if line.strip():
                 key, *rest = line.strip().split(separator, 1)
                 if key in self:
@@ -215,7 +211,7 @@ def _write(splits: Splits, out: Path, jobs: int) -> None:
     skipped = out / "skipped.jsonl"
     rows = [{"audio_filepath": str(path), "reason": reason} for path, reason in reasons.items()]
     if rows:
-        _replace(skipped, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        _write_text(skipped, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         print(f"{len(rows)} recordings cannot be used and were left out: see {skipped}", file=sys.stderr)
     else:
         skipped.unlink(missing_ok=True)
@@ -257,20 +253,15 @@ def _measured(recordings: Sequence[Recording], out: Path, jobs: int) -> tuple[di
                     progress.advance(task)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            _replace(cache, json.dumps(known | fresh))
+            _write_text(cache, json.dumps(known | fresh))
             raise
-    _replace(cache, json.dumps(fresh))
+    _write_text(cache, json.dumps(fresh))
     return durations, reasons
 
 
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8", errors="surrogateescape")
-        part.replace(path)
-    except OSError as error:
-        raise CorpusError(f"{path}: cannot be written: {error.strerror or error}") from None
+def _write_text(path: Path, text: str) -> None:
+    files.make_folder(path.parent)
+    files.write(path, text.encode(errors="surrogateescape"), overwrite=True)
 
 
 def _bytes_progress() -> Progress:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from asr import files
 from asr.decoding import jsgf
 from asr.decoding import phrases as spelling
 from asr.decoding.jsgf import Choice, Expression, GrammarError, Phrase, Reference, Repeat, Sequence
@@ -60,7 +61,8 @@ class Grammar:
 
         raises: GrammarError naming the place if it is missing, not UTF-8 (whatever a JSGF header says), or as `parse`.
         """
-        return cls.parse(spelling.read(path, "grammar", GrammarError), normalise, tokens, str(path))
+        text = "".join(line for _, line in files.lines(path, GrammarError, what="grammar"))
+        return cls.parse(text, normalise, tokens, str(path))
 
     @classmethod
     def parse(cls, text: str, normalise: Callable[[str], str], tokens: Tokens, where: str = "grammar") -> Grammar:

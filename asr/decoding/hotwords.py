@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from asr import files
 from asr.decoding import phrases as spelling
 from asr.errors import AsrError
 from asr.tokens import Tokens
@@ -129,8 +130,8 @@ def read(path: str | Path, normalise: Callable[[str], str], tokens: Tokens) -> d
 
     raises: HotWordError naming file and line if it is missing, not UTF-8, or as `parse`.
     """
-    text = spelling.read(path, "file of hot words", HotWordError)
-    return parse(text.removesuffix("\n").split("\n"), normalise, tokens, str(path))
+    lines = files.lines(path, HotWordError, what="file of hot words")
+    return parse((line for _, line in lines), normalise, tokens, str(path))
 
 
 def parse(

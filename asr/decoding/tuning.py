@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
+from asr import files
 from asr.decoding import confidence
 from asr.decoding.confidence import Calibration
 from asr.decoding.decoder import Decoder
@@ -20,7 +21,6 @@ from asr.decoding.fusion import Decoding
 from asr.lm.model import NgramModel
 from asr.models import onnxfile
 from asr.tokens import Tokens
-from asr.transcript import write_bytes
 
 _FIRST_STEPS = {"lm_weight": 0.3, "word_bonus": 1.0, "unknown": 4.0}
 _ROUNDS = 4  # with half the steps each
@@ -143,6 +143,6 @@ def store(
         card["decoding"] = asdict(decoding)
     kept = card["calibration"] if isinstance(card.get("calibration"), dict) else {}
     card["calibration"] = kept | {kind: asdict(one) for kind, one in calibrations.items()}
-    write_bytes(
+    files.write(
         target or path, onnxfile.with_metadata(data, "asr", json.dumps(card, ensure_ascii=False)), overwrite=True
     )

@@ -14,6 +14,7 @@ from typing import IO, NoReturn
 
 import numpy as np
 
+from asr.files import make_folder, replaced
 from asr.lm.model import (
     BATCH,
     BOS,
@@ -29,7 +30,6 @@ from asr.lm.model import (
     LmError,
     NgramModel,
     build,
-    replacing,
 )
 
 _MAX_LINE = 1 << 20  # bytes of an ARPA file
@@ -44,7 +44,8 @@ def read(path: Path, file: IO[bytes]) -> NgramModel:
 
 def write(model: NgramModel, path: Path) -> None:
     """`NgramModel.write_arpa`."""
-    with replacing(path) as file:
+    make_folder(path.parent)
+    with replaced(path) as file:
         if path.suffix == ".gz":  # no name and no time inside: equal models make equal files
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
                 packed.writelines(text.encode() for text in _pieces(model))

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from asr.files import make_folder, replaced
 from asr.lm.model import (
     HIGHEST,
     LOWEST,
@@ -36,7 +37,6 @@ from asr.lm.model import (
     LmError,
     NgramModel,
     encoded,
-    replacing,
 )
 
 MAGIC = b"\x89asr-lm\n"  # no text begins so, and a copy that changes line ends or drops the eighth bit breaks it
@@ -65,7 +65,8 @@ def write(model: NgramModel, path: Path) -> None:
         "suffixes": model.suffixes[1 + sum(model.counts[:2]) :],
         "vocabulary": np.frombuffer(vocabulary, np.uint8),
     }
-    with replacing(path) as file:
+    make_folder(path.parent)
+    with replaced(path) as file:
         file.write(_PREAMBLE.pack(MAGIC, _VERSION, len(header)) + header)
         for section in _sections(model.counts, len(header), len(vocabulary)):
             file.write(bytes(section.offset - file.tell()))

@@ -30,12 +30,11 @@ import io
 import math
 import mmap
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -281,7 +280,7 @@ class NgramModel:
     def save(self, path: str | Path) -> None:
         """Write the binary file (see `asr.lm.binary`), whole or not at all.
 
-        raises: LmError if it cannot be written, or `info` is nothing that JSON can hold.
+        raises: LmError if `info` is nothing that JSON can hold; OutputError if it cannot be written.
         """
         from asr.lm import binary
 
@@ -290,7 +289,7 @@ class NgramModel:
     def write_arpa(self, path: str | Path) -> None:
         """Write an ARPA file, whole or not at all, its n-grams sorted by word ids; compressed if its name ends in .gz.
 
-        raises: LmError if it cannot be written.
+        raises: OutputError if it cannot be written.
         """
         from asr.lm import arpa
 
@@ -405,22 +404,3 @@ def encoded(words: Sequence[str]) -> bytes:
     if len(set(lines)) != len(lines):
         raise LmError("expected each word once in the vocabulary; remove the repeated ones")
     return data
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` once it is written, or leaves things as they were. raises: LmError."""
-    try:
-        if path.exists() and not path.is_file():  # replacing /dev/null would do harm
-            raise LmError(f"{path}: expected the name of a file to write, got a folder or device")
-        temporary = path.with_name(path.name + ".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                yield file
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise LmError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import bz2
-import codecs
-import gzip
-import lzma
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
 
-from asr import manifest
+from asr import files, manifest
 from asr.errors import AsrError
 
 OVERLAP = 7  # words; a shared run of so many is hardly chance
-_MAX_LINE = 1 << 20  # bytes
-_OPENERS: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+MAX_LINE = 1 << 20  # bytes
 
 
 class LmTextError(AsrError):
@@ -32,27 +25,8 @@ def lines(paths: Iterable[str | Path], normalise: Callable[[str], str]) -> Itera
         if path.suffix == ".jsonl":
             yield from (normalise(utterance.text) for utterance in manifest.read(path))
             continue
-        number = 0
-        try:
-            with _OPENERS.get(path.suffix, open)(path, "rb") as file:
-                while line := file.readline(_MAX_LINE + 1):
-                    number += 1
-                    if len(line) > _MAX_LINE:
-                        raise LmTextError(
-                            f"{path}:{number}: expected lines of at most {_MAX_LINE} bytes, got a longer one"
-                        )
-                    yield normalise(line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode())
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise LmTextError(
-                f"{path}:{number}: expected UTF-8, got byte 0x{byte:02x}; convert it: iconv -f latin1 -t utf-8"
-            ) from None
-        except FileNotFoundError:
-            raise LmTextError(f"{path}: no such text; check the path") from None
-        except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
-            if isinstance(error, OSError) and error.errno:
-                raise LmTextError(f"{path}: cannot be read: {error.strerror}") from None
-            raise LmTextError(f"{path}: damaged or cut short after line {number}: {error}") from None
+        numbered = files.lines(path, LmTextError, what="text", max_line=MAX_LINE)
+        yield from (normalise(line) for _, line in numbered)
 
 
 class Without:

@@ -196,7 +196,7 @@ public <bye> = good* bye;
     [
         ("", "^grammar: expected a sentence a line, or #JSGF at the start, got neither"),
         ("# nothing\n", "^grammar: expected a sentence a line"),
-        ("turn on\nroom 5", r"^grammar:2: 'room 5' has '5' outside the alphabet"),
+        ("turn on\nroom ж", r"^grammar:2: 'room ж' has 'ж' outside the alphabet"),
         ("turn on\n?", r"^grammar:2: expected words, got '\?'"),
     ],
 )

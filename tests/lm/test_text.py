@@ -98,7 +98,7 @@ def test_missing_unreadable_and_folders(tmp_path: Path) -> None:
 def test_other_encodings_are_named_with_their_line(before: int, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"text{suffix}"
     path.write_bytes(PACKERS[suffix](b"fine\n" * before + "naïve\n".encode("latin1") + b"fine\n" * 5))
-    message = rf":{before + 1}: expected UTF-8, got byte 0xef; convert it: iconv -f latin1"
+    message = rf":{before + 1}: expected UTF-8, got byte 0xef; save it as UTF-8: iconv -f latin1"
     with pytest.raises(LmTextError, match=message):
         read(path)
 
@@ -110,16 +110,14 @@ def test_utf_16_is_another_encoding(tmp_path: Path) -> None:
         read(path)
 
 
-@pytest.mark.parametrize(
-    ("length", "fits"), [(lmtext._MAX_LINE, True), (lmtext._MAX_LINE + 1, False), (5 << 20, False)]
-)
+@pytest.mark.parametrize(("length", "fits"), [(lmtext.MAX_LINE, True), (lmtext.MAX_LINE + 1, False), (5 << 20, False)])
 def test_lines_beyond_all_measure(length: int, fits: bool, tmp_path: Path) -> None:
     path = tmp_path / "text.xz"
     path.write_bytes(lzma.compress(b"fine\n" + b"a" * length, preset=0))
     if fits:
         assert [len(line) for line in read(path)] == [4, length]
     else:
-        with pytest.raises(LmTextError, match=rf"text\.xz:2: expected lines of at most {lmtext._MAX_LINE} bytes"):
+        with pytest.raises(LmTextError, match=rf"text\.xz:2: expected lines of at most {lmtext.MAX_LINE} bytes"):
             read(path)
 
 

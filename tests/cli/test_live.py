@@ -25,11 +25,13 @@ import pytest
 import soundfile
 from conftest import DATA, Cli
 
-from asr import Recognizer, audio, live
+from asr import Recognizer, audio
 from asr.audio import SAMPLE_RATE, microphone
-from asr.audio.microphone import Microphone, MicrophoneError, Piece
-from asr.live import Gate, Recording, Session, Trouble
-from asr.stream import Endpoint, Final
+from asr.audio.microphone import Microphone, MicrophoneError
+from asr.audio.recording import Recording
+from asr.files import OutputError
+from asr.session import Session, Trouble, listen
+from asr.stream import Final
 
 DIGITS = DATA / "connected_digits.flac"
 SAID = "five seven nine zero"
@@ -221,12 +223,12 @@ def test_ctrl_c_in_the_middle_of_a_sentence(tmp_path: Path) -> None:
 
 SLOW_END = """
 import time
-from asr import live
-finish = live.Session.finish
+from asr.session import Session
+finish = Session.finish
 def slowly(session):
     time.sleep(20)
     yield from finish(session)
-live.Session.finish = slowly
+Session.finish = slowly
 """
 
 
@@ -273,75 +275,18 @@ def test_a_full_disk_does_not_end_recognition(tmp_path: Path) -> None:
 
 
 def test_recording_where_there_is_none_to_be_made(tmp_path: Path) -> None:
-    with pytest.raises(live.OutputError, match="check the folder"):
+    with pytest.raises(OutputError, match="check the folder"):
         Recording(tmp_path / "missing/talk.wav")
-    with pytest.raises(live.OutputError, match="got a folder or device"):
+    with pytest.raises(OutputError, match="got a folder or device"):
         Recording(Path(os.devnull), overwrite=True)
 
 
 # --- the gate ---
 
 
-def test_the_gate_silences_what_is_quiet_only() -> None:
-    rng = np.random.default_rng(0)
-    quiet = rng.normal(0, 10 ** (-60 / 20), 3 * SAMPLE_RATE).astype(np.float32)
-    loud = rng.normal(0, 10 ** (-20 / 20), SAMPLE_RATE).astype(np.float32)
-    heard = np.concatenate([quiet, loud, quiet])
-    gate = Gate(-40)
-    passed = np.concatenate([gate.feed(heard), gate.flush()])
-    begin, end = 3 * SAMPLE_RATE - round(0.2 * SAMPLE_RATE), 4 * SAMPLE_RATE + round(0.5 * SAMPLE_RATE)
-    assert len(passed) == len(heard)
-    assert not passed[:begin].any()
-    np.testing.assert_array_equal(passed[begin:end], heard[begin:end])
-    assert not passed[end:].any()
-
-
-def test_the_gate_does_not_depend_on_the_pieces() -> None:
-    rng = np.random.default_rng(1)
-    heard = (rng.normal(0, 1, 50_003) * np.repeat(10 ** rng.uniform(-4, 0, 51), 1000)[:50_003]).astype(np.float32)
-    whole = Gate(-30)
-    expected = np.concatenate([whole.feed(heard), whole.flush()])
-    assert len(expected) == len(heard)
-    for size in (1, 319, 800, 9_999):
-        gate = Gate(-30)
-        pieces = [gate.feed(heard[at : at + size]) for at in range(0, len(heard), size)]
-        np.testing.assert_array_equal(np.concatenate([*pieces, gate.flush()]), expected)
-
-
 def test_speech_passes_the_gate(cli: Cli) -> None:
     assert cli("live", "-m", "digits", "--from", DIGITS, "--speed", 0, "--vad-level", -50).stdout == f"{SAID}\n"
     assert cli("live", "-m", "digits", "--from", DIGITS, "--speed", 0, "--vad-level", 0).stdout == ""
-
-
-# --- what is lost ---
-
-
-def test_what_is_lost_is_told_and_the_times_go_on(tmp_path: Path, recognizer: Recognizer, spoken: np.ndarray) -> None:
-    lost = 10 * SAMPLE_RATE
-    with Recording(tmp_path / "talk.wav") as recording:
-        session = Session(recognizer, SAMPLE_RATE)
-        session.recording = recording
-        first = list(session.hear(Piece(spoken, 0, False)))
-        second = [*session.hear(Piece(spoken, lost, True)), *session.finish()]
-    assert not any(isinstance(event, Final) for event in first)
-    finals = [event for event in second if isinstance(event, Final)]
-    assert [final.text for final in finals] == [SAID, SAID]
-    gap_s = (len(spoken) + lost) / SAMPLE_RATE
-    for one, other in zip(finals[0].words, finals[1].words, strict=True):
-        assert other.start_s - one.start_s == pytest.approx(gap_s)
-        assert other.end_s - one.end_s == pytest.approx(gap_s)
-    assert [event.time_s for event in second if isinstance(event, Endpoint)] == sorted(
-        event.time_s for event in second if isinstance(event, Endpoint)
-    )
-    assert [event.text.split(":")[0] for event in second if isinstance(event, Trouble)] == ["10.0 s of sound before 00"]
-    assert (session.lost_s, session.overflows) == (10.0, 1)
-    transcript = session.transcript
-    assert transcript.text == f"{SAID} {SAID}"
-    assert transcript.duration_s == pytest.approx(gap_s + len(spoken) / SAMPLE_RATE)
-    kept, _ = soundfile.read(tmp_path / "talk.wav", dtype="float32")
-    assert len(kept) == 2 * len(spoken) + lost
-    assert not kept[len(spoken) : -len(spoken)].any()
-    np.testing.assert_allclose(kept[-len(spoken) :], spoken, atol=1e-4)
 
 
 # --- a sound device that is not there ---
@@ -427,7 +372,7 @@ def test_a_microphone_of_another_rate_with_two_channels(
         device.stream.bring(np.stack([loud, np.zeros_like(loud)], axis=1))
         source.stop()
         session = Session(recognizer, source.sample_rate)
-        events = [event for events in live.listen(source, session) for event in events]
+        events = [event for events in listen(source, session) for event in events]
     assert [event.text for event in events if isinstance(event, Final)] == [SAID]
     assert session.transcript.duration_s == pytest.approx(source.time_s)
     assert not device.stream.active
@@ -449,9 +394,11 @@ def test_overflows_are_told(device: FakeSoundDevice, recognizer: Recognizer, spo
         device.stream.bring(spoken[:1600, None], overflow=True)
         device.stream.bring(spoken[1600:, None])
         source.stop()
-        *_, last = live.listen(source, Session(recognizer, source.sample_rate))
+        session = Session(recognizer, source.sample_rate)
+        *_, last = listen(source, session)
     assert isinstance(last[-1], Trouble)
     assert last[-1].text.startswith("2 times the computer was too busy")
+    assert session.overflows == 2
 
 
 def test_a_full_queue_goes_on_with_what_is_new(device: FakeSoundDevice) -> None:
@@ -474,7 +421,7 @@ def test_a_microphone_that_is_muted(device: FakeSoundDevice, recognizer: Recogni
     with Microphone() as source:
         device.stream.bring(np.zeros((8 * SAMPLE_RATE, 1), np.float32))
         source.stop()
-        events = [one for events in live.listen(source, Session(recognizer, SAMPLE_RATE)) for one in events]
+        events = [one for events in listen(source, Session(recognizer, SAMPLE_RATE)) for one in events]
     troubles = [event.text for event in events if isinstance(event, Trouble)]
     assert len(troubles) == 1
     assert "only zeros for 5 s; is it muted?" in troubles[0]
@@ -487,7 +434,7 @@ def test_an_unplugged_microphone(device: FakeSoundDevice, recognizer: Recognizer
         device.stream.bring(spoken[:, None])
         device.stream.stop()
         with pytest.raises(MicrophoneError, match="no more sound comes from it; is it plugged in"):
-            list(live.listen(source, session))
+            list(listen(source, session))
     assert session.transcript.text == SAID  # nothing said is lost
 
 
