@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -137,16 +137,23 @@ class Recognizer:
             blocks = audio.blocks(source)
         return self.transcribe_blocks(blocks)
 
-    def transcribe_blocks(self, blocks: Iterable[np.ndarray]) -> Transcript:
-        """The text of a recording of any length that arrives in pieces, (n,) float32 at 16 kHz, in bounded memory."""
+    def transcribe_blocks(
+        self, blocks: Iterable[np.ndarray], progress: Callable[[str, float], None] = lambda text, end_s: None
+    ) -> Transcript:
+        """The text of a recording of any length that arrives in pieces, (n,) float32 at 16 kHz, in bounded memory.
+
+        progress: called after each utterance with its text, which may be empty, and the seconds at which it ended.
+        """
         words: list[Word] = []
         alternatives: list[Alternatives] = []
         duration_s = 0.0
         for start_s, duration_s, log_probs in self.parts(blocks):
             found = self.decoder(log_probs)
-            words += self.decoder.words(found, log_probs, self.frame_shift_s, start_s)
+            said = self.decoder.words(found, log_probs, self.frame_shift_s, start_s)
+            words += said
             if self.n_best > 1:
                 alternatives.append(Alternatives(start_s, duration_s, self.decoder.texts(found, self.n_best)))
+            progress(" ".join(word.text for word in said), duration_s)
         text = " ".join(word.text for word in words)
         return Transcript(text, sounded_out(words, duration_s), duration_s, self.name, tuple(alternatives))
 

@@ -106,6 +106,13 @@ def show(text: str) -> None:
         raise typer.Exit(1) from None
 
 
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:07, 2:07."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def refuse_existing(output: Path, overwrite: bool) -> None:
     """Before the work, which may take hours."""
     if os.path.exists(output) and not overwrite:  # noqa: PTH110 (Path.exists raises where a name is too long)
@@ -123,15 +130,17 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def progress(console: Console) -> Iterator[Progress]:
+def progress(console: Console, amount: str | None = None) -> Iterator[Progress]:
     """A progress bar in the terminal's last line, gone at the end; none where the console is no terminal.
 
     What `show` and `note` write meanwhile stands above it; stdout that is not the terminal is left alone.
+    amount: how much of a task is done, in Rich's format; if not given, the number of steps.
     """
     global _bar
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    done = MofNCompleteColumn() if amount is None else TextColumn(amount)
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), done, TimeRemainingColumn()]
     hidden = console.quiet or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=hidden, redirect_stdout=False) as bar:
         _bar = None if hidden else bar

@@ -7,7 +7,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+import time
+from collections import defaultdict, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -74,7 +75,7 @@ def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, 
         if not recordings and not unreadable:
             errors.append(BatchError(f"{name}: expected {expected}, found none{hint}"))
         found |= {file: name_of for file, name_of in recordings.items() if file not in found}
-    return found, errors
+    return _told_apart(found), errors
 
 
 def plan(
@@ -85,6 +86,7 @@ def plan(
     An output that exists is an error, unless overwrite or skip_existing is set; so is one output of two recordings.
     """
     jobs, skipped, errors = [], [], []
+    unasked: list[BatchError] = []
     owners: dict[Path, Path] = {}
     for path, name in recordings.items():
         outputs = {kind: folder / f"{name}{SUFFIXES[kind]}" for kind in formats} if folder else {}
@@ -97,17 +99,28 @@ def plan(
         elif outputs and skip_existing and len(existing) == len(outputs):
             skipped.append(path)
         elif existing and not overwrite and not skip_existing:
-            errors.append(
+            unasked.append(
                 BatchError(f"{path}: its output {existing[0]} exists already; use --overwrite or --skip-existing")
             )
         else:
             jobs.append(Job(path, name, outputs))
-    return jobs, skipped, errors
+    if len(unasked) > 1:  # one line says it
+        share = f"all {len(unasked)}" if len(unasked) == len(recordings) else f"{len(unasked)} of {len(recordings)}"
+        unasked = [
+            BatchError(f"{folder}: has outputs of {share} recordings already; use --overwrite or --skip-existing")
+        ]
+    return jobs, skipped, errors + unasked
 
 
-def processes(recordings: int, jobs: int | None) -> int:
-    """How many share the work: jobs, or all cores for 4 files or more, since one takes half a second to start."""
-    return max(1, min(jobs or (_cores() if recordings >= 4 else 1), recordings))
+def processes(recordings: int, jobs: int | None) -> tuple[int, int]:
+    """How many share the work at first, and at most: `jobs`; without it one, and later perhaps one for each core."""
+    most = max(1, min(jobs or _cores(), recordings))
+    return most if jobs else 1, most
+
+
+def is_faster(processes: int, start_s: float, left_s: float) -> bool:
+    """Whether so many processes, after start_s seconds that each of them needs to start, would save one much of left_s."""
+    return start_s + left_s / processes < 0.75 * left_s
 
 
 def transcribe(
@@ -115,26 +128,35 @@ def transcribe(
 ) -> Generator[Attempt, None, None]:
     """The transcript of each file, or the error it met; in order, however many processes share the work.
 
-    jobs:    see `processes`; with 1, this process does it all.
+    jobs:    processes; with 1, this one does it all. Without a number it begins, and others take the rest if by the time
+             that the first recordings took, and that each process takes to start, they will be done earlier.
     options: of the Recognizer in each process.
     To close the generator, and Ctrl-C, end the processes at once.
     """
-    workers = processes(len(paths), jobs)
-    if workers == 1:
-        recognizer = Recognizer(model, **options)
-        for path in paths:
-            yield _attempt(recognizer, path)
+    workers, most = processes(len(paths), jobs)
+    # Here too with several: a model that cannot be loaded is one error then, not one in every process.
+    recognizer = Recognizer(model, **options if workers == 1 else options | {"threads": 1})
+    start_s = time.process_time()  # what loading has taken, libraries included
+    sizes = list(map(_size, paths))
+    done, spent_s, heard, left = 0, 0.0, 0, sum(sizes)
+    while workers == 1 and done < len(paths):
+        attempt = _attempt(recognizer, paths[done])
+        yield attempt
+        heard, left = heard + sizes[done], left - sizes[done]
+        done, spent_s = done + 1, spent_s + attempt.seconds
+        others = min(most, len(paths) - done)
+        if others > 1 and is_faster(others, start_s, spent_s * left / max(heard, 1)):
+            workers = others
+    if done == len(paths):
         return
-    Recognizer(
-        model, **options | {"threads": 1}
-    )  # a model that cannot be loaded is one error here, not one in every process
+    del recognizer  # every process loads its own
     # Spawned, not forked: onnxruntime's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, context, _start, (model, options)) as pool:
         try:
             with _uninterrupted():
-                waiting = deque(pool.submit(_attempt_here, path) for path in paths)
+                waiting = deque(pool.submit(_attempt_here, path) for path in paths[done:])
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
@@ -176,6 +198,22 @@ def _in_folder(folder: Path, recursive: bool, unreadable: list[OSError]) -> list
         if not recursive:
             break
     return paths
+
+
+def _told_apart(found: dict[Path, Path]) -> dict[Path, Path]:
+    """Recordings of one name, such as memo.m4a and memo.flac, keep their suffix in it: for memo.flac.txt."""
+    same: dict[Path, set[str]] = defaultdict(set)
+    for path, name in found.items():
+        same[name].add(path.name)
+    return {path: name.with_name(path.name) if len(same[name]) > 1 else name for path, name in found.items()}
+
+
+def _size(path: Path) -> int:
+    """Bytes; of a file that is not there none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _cores() -> int:

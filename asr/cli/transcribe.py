@@ -41,7 +41,8 @@ def transcribe(
     reject: options.Reject = None,
     n_best: Annotated[int, typer.Option(help="List so many texts of each stretch in the format json.", min=1)] = 1,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Processes.", min=1, show_default="all cores for 4 files or more")
+        int | None,
+        typer.Option("--jobs", "-j", help="Processes.", min=1, show_default="as many as are faster than one"),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also the folders within folders.")] = False,
     overwrite: terminal.Overwrite = False,
@@ -87,24 +88,25 @@ def transcribe(
     for error in nothing + refused:
         terminal.complain(error)
     model = options.as_onnx(model)
-    if verbose and todo:
-        count = batch.processes(len(todo), jobs)
-        recognizer = Recognizer(model, **settings)
-        terminal.note(f"{options.describe(recognizer)}, {count} process{'es' * (count > 1)}")
-        options.note_unspelt(recognizer)
-        del recognizer  # every process loads its own
     hint = "; --skip-existing goes on from here" if output and not piped else ""
-    if piped and todo:
+    if todo and (verbose or len(recordings) == 1):
         with terminal.interruptible(hint):
             recognizer = Recognizer(model, **settings)
-            _transcribe_pipe(todo[0], kinds[0], recognizer, rate, replace, verbose)
-        return
+            if verbose:
+                count, most = batch.processes(len(todo), jobs)
+                counts = f"{count} to {most}" if most > count else str(count)
+                terminal.note(f"{options.describe(recognizer)}, {counts} process{'es' * (most > 1)}")
+                options.note_unspelt(recognizer)
+            if len(recordings) == 1:
+                _transcribe_one(todo[0], kinds[0], recognizer, piped, rate, replace, quiet, verbose)
+                raise typer.Exit(1 if nothing else 0)
+            del recognizer  # every process loads its own
     done, audio_s = 0, 0.0
     results = batch.transcribe([job.path for job in todo], model, jobs=jobs, **settings)
     with (
         terminal.interruptible(hint),
         closing(results),
-        terminal.progress(terminal.stderr(quiet or len(todo) < 2)) as progress,
+        terminal.progress(terminal.stderr(quiet)) as progress,
     ):
         task = progress.add_task("transcribing", total=len(todo))
         for job, attempt in zip(todo, results, strict=True):
@@ -122,7 +124,9 @@ def transcribe(
             speed = audio_s / (perf_counter() - started)
             progress.update(task, advance=1, description=f"transcribing, {speed:.0f} x real time")
     failed = len(nothing) + len(recordings) - len(skipped) - done
-    if len(recordings) > 1 and not quiet:
+    if recordings and len(skipped) == len(recordings) and not quiet:
+        terminal.note(f"{output}: has the texts of all {len(skipped)} recordings already; --overwrite makes them again")
+    elif len(recordings) > 1 and todo and not quiet:
         counts = f"{done} of {len(recordings)} recordings, {audio_s / 3600:.2f} h of audio"
         notes = [f"{len(skipped)} skipped"] * bool(skipped) + [f"{failed} failed, see above"] * bool(failed)
         spent = perf_counter() - started
@@ -131,33 +135,85 @@ def transcribe(
         raise typer.Exit(1)
 
 
-def _transcribe_pipe(
-    job: Job, kind: str, recognizer: Recognizer, rate: int | None, overwrite: bool, verbose: bool
+def _transcribe_one(
+    job: Job,
+    kind: str,
+    recognizer: Recognizer,
+    piped: bool,
+    rate: int | None,
+    overwrite: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
-    """Standard input as one recording, to the job's outputs or in one format to the terminal."""
+    """One recording, to the job's outputs or in one format to stdout; text goes there as soon as it is recognised."""
     from time import perf_counter
 
-    from asr.audio import AudioError, pipe_blocks
+    from asr import audio
 
-    broken: list[AudioError] = []
+    broken: list[audio.AudioError] = []
+    total_s: float | None = None
+    if piped:
+        if sys.stdin is None:  # closed, as by <&-
+            raise AsrError("standard input: expected audio, got a closed pipe")
+        blocks = audio.pipe_blocks(sys.stdin.buffer, rate=rate)
+    else:
+        blocks = audio.blocks(job.path)
+        if not quiet:
+            total_s = audio.info(job.path).duration_s
 
     def heard() -> Iterator[np.ndarray]:
         try:
-            yield from pipe_blocks(sys.stdin.buffer, rate=rate)
-        except AudioError as error:  # what came before it is worth having
-            broken.append(error)
+            yield from blocks
+        except audio.AudioError as error:
+            if not piped:
+                raise
+            broken.append(error)  # what came before it is worth having
 
-    if sys.stdin is None:  # closed, as by <&-
-        raise AsrError("standard input: expected audio, got a closed pipe")
+    live = _Text() if kind == "txt" and not job.outputs else None
     started = perf_counter()
-    transcript = recognizer.transcribe_blocks(heard())
-    if broken and not transcript.duration_s:
-        raise broken[0]
-    _deliver(transcript, job, kind, overwrite)
+    with terminal.progress(terminal.stderr(quiet), "{task.fields[heard]}") as bar:
+        task = bar.add_task("transcribing", total=total_s, heard="")
+
+        def progress(text: str, end_s: float) -> None:
+            if live is not None:
+                live.add(text)
+            heard = terminal.clock(end_s) + (f" of {terminal.clock(total_s)}" if total_s else "")
+            bar.update(task, completed=end_s, heard=heard)
+
+        try:
+            transcript = recognizer.transcribe_blocks(heard(), progress)
+            if broken and not transcript.duration_s:
+                raise broken[0]
+        except BaseException:
+            if live is not None:
+                live.end(broken=True)
+            raise
+    if live is not None:
+        live.end()
+    else:
+        _deliver(transcript, job, kind, overwrite)
     if verbose:
         terminal.note(_told(job.path, transcript, perf_counter() - started))
     if broken:
         raise broken[0]
+
+
+class _Text:
+    """Text on stdout as it is recognised: in a terminal an utterance a line, else all of them in one line."""
+
+    def __init__(self) -> None:
+        self._lines = sys.stdout is not None and sys.stdout.isatty()
+        self._any = False
+
+    def add(self, text: str) -> None:
+        if text:
+            terminal.show(f"{text}\n" if self._lines else f" {text}" if self._any else text)
+            self._any = True
+
+    def end(self, *, broken: bool = False) -> None:
+        """Nothing said is an empty line, unless nothing could be heard either."""
+        if (self._any and not self._lines) or not (self._any or broken):
+            terminal.show("\n")
 
 
 def _deliver(transcript: Transcript, job: Job, kind: str, overwrite: bool, prefix: str = "") -> None:

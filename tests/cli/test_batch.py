@@ -82,13 +82,26 @@ def test_plan(folder: Path, tmp_path: Path) -> None:
     assert [job.path for job in jobs] == [Path("x/a.wav")]
     assert jobs[0].outputs == {"txt": out / "a.txt", "srt": out / "a.srt"}
     assert skipped == []
-    assert [str(error).split(":")[0] for error in errors] == ["y/a.wav", "b.wav", "c.wav"]
+    assert [str(error) for error in errors] == [
+        f"y/a.wav: its output {out / 'a.txt'} belongs to x/a.wav already; rename one of them",
+        f"{out}: has outputs of 2 of 4 recordings already; use --overwrite or --skip-existing",
+    ]
     jobs, skipped, _ = batch.plan(recordings, out, formats, overwrite=False, skip_existing=True)
     assert [job.path for job in jobs] == [Path("x/a.wav"), Path("c.wav")]  # half done is not done
     assert skipped == [Path("b.wav")]
     jobs, _, errors = batch.plan(recordings, out, formats, overwrite=True, skip_existing=False)
     assert len(jobs) == 3
     assert len(errors) == 1
+
+
+def test_recordings_of_one_name_keep_their_suffix(tmp_path: Path) -> None:
+    for name in ("memo.flac", "memo.m4a", "talk.wav"):
+        (tmp_path / name).touch()
+    found, _ = batch.find([str(tmp_path), "elsewhere/talk.wav"])
+    assert [str(name) for name in found.values()] == ["memo.flac", "memo.m4a", "talk", "talk"]
+    jobs, _, errors = batch.plan(found, tmp_path / "out", ["txt"], overwrite=False, skip_existing=False)
+    assert [job.outputs["txt"].name for job in jobs] == ["memo.flac.txt", "memo.m4a.txt", "talk.txt"]
+    assert len(errors) == 1  # which no suffix tells apart
 
 
 def test_processes_change_nothing(folder: Path) -> None:
@@ -118,6 +131,12 @@ def test_command_on_a_folder(cli: Cli, folder: Path, tmp_path: Path) -> None:
     assert "1 of 3 recordings" in again.stderr
     assert "2 skipped" in again.stderr
     assert (tmp_path / "texts/b.srt").exists()
+    finished = cli("transcribe", "-m", "digits", "-r", folder, "-f", "txt,srt,json", "-o", "texts", "--skip-existing")
+    assert finished.returncode == 0
+    assert finished.stderr == "texts: has the texts of all 3 recordings already; --overwrite makes them again\n"
+    unasked = cli("transcribe", "-m", "digits", "-r", folder, "-f", "txt,srt,json", "-o", "texts")
+    assert unasked.returncode == 1
+    assert unasked.stderr == "asr: texts: has outputs of all 3 recordings already; use --overwrite or --skip-existing\n"
 
 
 def test_quiet(cli: Cli, folder: Path) -> None:
@@ -150,11 +169,26 @@ def test_ctm_of_several_names_each(cli: Cli, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("count", "jobs", "expected"),
-    [(0, 8, 1), (1, 8, 1), (3, None, 1), (3, 2, 2), (4, None, 4), (9, None, 6), (9, 1, 1)],
+    [(0, 8, (1, 1)), (1, 8, (1, 1)), (3, None, (1, 3)), (3, 2, (2, 2)), (9, None, (1, 6)), (9, 1, (1, 1))],
 )
-def test_processes(monkeypatch: pytest.MonkeyPatch, count: int, jobs: int | None, expected: int) -> None:
+def test_processes(monkeypatch: pytest.MonkeyPatch, count: int, jobs: int | None, expected: tuple[int, int]) -> None:
     monkeypatch.setattr(batch, "_cores", lambda: 6)
     assert batch.processes(count, jobs) == expected
+
+
+def test_others_help_where_that_is_faster(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    assert not batch.is_faster(2, start_s=1.0, left_s=3.9)  # 2.95 s instead of 3.9
+    assert batch.is_faster(2, start_s=1.0, left_s=4.1)
+    assert not batch.is_faster(1, start_s=0.0, left_s=1000.0)
+    monkeypatch.setattr(batch, "_cores", lambda: 2)
+    asked: list[tuple[int, float]] = []
+    monkeypatch.setattr(
+        batch, "is_faster", lambda processes, start_s, left_s: asked.append((processes, left_s)) or False
+    )
+    monkeypatch.setattr(batch, "_attempt", lambda recognizer, path: batch.Attempt(batch.BatchError(str(path)), 2.0))
+    paths = [folder / "a.WAV", folder / "gone.wav", folder / "a.WAV", folder / "a.WAV"]
+    assert len(list(batch.transcribe(paths, "digits", jobs=None))) == 4
+    assert asked == [(2, 4.0), (2, 8.0)]  # each recording of that length takes 2 s, and the one that is gone as long
 
 
 # Runs in each process of the command, before anything else, and tells with how many threads the network is loaded.
