@@ -144,9 +144,9 @@ def transcribe(
         yield attempt
         heard, left = heard + sizes[done], left - sizes[done]
         done, spent_s = done + 1, spent_s + attempt.seconds
-        others = min(most, len(paths) - done)
-        if others > 1 and is_faster(others, start_s, spent_s * left / max(heard, 1)):
-            workers = others
+        more = min(most, len(paths) - done)
+        if more > 1 and is_faster(more, start_s, spent_s * left / max(heard, 1)):
+            workers = more
     if done == len(paths):
         return
     del recognizer  # every process loads its own
