@@ -7,7 +7,7 @@ import sys
 import typer
 
 from asr import terminal
-from asr.cli import evaluate, info, live, lm, manifest, train, transcribe
+from asr.cli import evaluate, info, label, live, lm, manifest, train, transcribe
 from asr.errors import AsrError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ for command, examples in (
     (train.report, "Example: `asr report runs/digits -o report.html`"),
     (train.export, "Example: `asr export runs/digits -o digits.onnx`"),
     (info.info, "Example: `asr info english`"),
+    (label.label, "Example: `asr label -r recordings -o train.jsonl --teacher whisper-small --language pt`"),
     (manifest.doctor, "Example: `asr doctor recipes/fsdd/data/train.jsonl --config recipes/fsdd/config.yaml`"),
     (train.summary, "Example: `asr summary recipes/fsdd/config.yaml network.cell=gru`"),
     (evaluate.tune, "Example: `asr tune english data/dev.jsonl -o tuned.onnx`"),
@@ -52,6 +53,7 @@ def main() -> None:
             "onnx": "train",
             "safetensors": "train",
             "librosa": "plots",
+            "faster_whisper": "label",
             "sentencepiece": "train",
         }
         extra = extras.get(str(error.name).split(".")[0])

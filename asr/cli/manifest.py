@@ -162,7 +162,9 @@ def export_manifest(
             write(lhotse, packed, overwrite=True)
         for target in targets if utterances else []:
             terminal.note(f"{target}: {len(utterances)} utterances")
-        _list_skipped(skipped, targets[0], len(utterances), str(manifest))
+        list_skipped(skipped, targets[0], len(utterances), str(manifest))
+        if skipped:
+            raise typer.Exit(1)
 
 
 def _import(corpus: Corpus, output: Path, source: str) -> None:
@@ -180,11 +182,13 @@ def _import(corpus: Corpus, output: Path, source: str) -> None:
         terminal.note(f"{output}: {len(utterances)} utterances, {hours:.2f} h, {speakers} speakers")
     if corpus.untranscribed:
         terminal.note(f"{corpus.untranscribed} recordings or cuts hold no utterance")
-    _list_skipped(corpus.skipped + unfit, output, len(utterances), source)
+    list_skipped(corpus.skipped + unfit, output, len(utterances), source)
+    if corpus.skipped or unfit:
+        raise typer.Exit(1)
 
 
-def _list_skipped(skipped: Sequence[Skipped], output: Path, taken: int, source: str) -> None:
-    """What is missing from an output, in a file beside it; exit status 1 if anything is."""
+def list_skipped(skipped: Sequence[Skipped], output: Path, taken: int, source: str) -> None:
+    """What is missing from an output, in a file beside it. raises: AsrError if everything is."""
     import json
 
     from asr.files import write
@@ -202,4 +206,3 @@ def _list_skipped(skipped: Sequence[Skipped], output: Path, taken: int, source: 
     if not taken:
         raise AsrError(f"{source}: none of {len(skipped)} utterances can be used; the reasons are in {listed}")
     terminal.note(f"{len(skipped)} of {taken + len(skipped)} utterances skipped, listed with reasons in {listed}")
-    raise typer.Exit(1)
