@@ -1,31 +1,33 @@
 """Recordings as waveforms: mono float32 at 16 kHz, from files, containers, pipes and arrays; and microphones."""
 
 from asr.audio.files import (
-    SAMPLE_RATE,
     SUFFIXES,
-    AudioError,
     AudioInfo,
-    as_waveform,
+    Source,
     blocks,
     info,
-    pad,
-    padding,
+    is_recording,
     pipe_blocks,
     read,
-    resample,
+    read_utterance,
 )
+from asr.audio.waveform import SAMPLE_RATE, AudioError, Mixer, as_waveform, pad, padding, resample
 
 __all__ = [
     "SAMPLE_RATE",
     "SUFFIXES",
     "AudioError",
     "AudioInfo",
+    "Mixer",
+    "Source",
     "as_waveform",
     "blocks",
     "info",
+    "is_recording",
     "pad",
     "padding",
     "pipe_blocks",
     "read",
+    "read_utterance",
     "resample",
 ]
