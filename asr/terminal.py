@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -75,6 +76,36 @@ def note(text: str) -> None:
         _above(_bar, line(text) + "\n")
     else:
         typer.echo(line(text), err=True)
+
+
+class _Notes(logging.Handler):
+    """What the package's log says of recordings, each once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._told:
+            self._told.add(text)
+            note(text)
+
+
+def hear_log(quiet: bool = False) -> None:
+    """From now on, what the package logs is a note; quiet: only its errors."""
+    log = logging.getLogger("asr")
+    log.handlers = [_Notes(), *(handler for handler in log.handlers if not isinstance(handler, _Notes))]
+    log.setLevel(logging.ERROR if quiet else logging.WARNING)
+
+
+def own_stderr() -> None:
+    """Write to standard error by a descriptor of our own: C libraries, which write to number 2, can be silenced alone."""
+    usual = sys.__stderr__
+    if usual is None or sys.stderr is not usual or usual.fileno() != 2:
+        return
+    usual.flush()
+    sys.stderr = open(os.dup(2), "w", buffering=1, encoding=usual.encoding, errors=usual.errors)  # noqa: SIM115, PTH123
 
 
 def line(text: object) -> str:

@@ -154,7 +154,11 @@ def heard_by(content: Content, complaint: str, **others: Content) -> Case:
 # --- The table ---
 
 GOOD_AND_BAD: dict[str, Content] = {"1.wav": b"", "2.wav": SEVEN, "3.wav": b"no audio", "4.wav": THREE}
-OF_GOOD_AND_BAD = ["1.wav: expected audio, got an empty file*", "0.wav: no such file*", "3.wav: expected audio (wav*"]
+OF_GOOD_AND_BAD = [
+    "1.wav: expected audio, got an empty file*",
+    "0.wav: no such file*",
+    "3.wav: expected audio that can be decoded, got: *",
+]
 AGAIN = "; export it again, or get a whole copy"
 
 CASES = {
@@ -167,7 +171,10 @@ CASES = {
         {"talks/notes.txt": b"no audio"},
         ["talks"],
         1,
-        ["talks: expected a folder with recordings (*.wav*), found none; --recursive also looks into *"],
+        [
+            "talks: expected a folder with recordings, found none; --recursive also looks into *",
+            "passed over, as no recordings: talks/notes.txt",
+        ],
     ),
     "empty": Case(
         {"a.wav": b""}, ["a.wav"], 1, ["a.wav: expected audio, got an empty file (0 bytes); record or copy it again"]
@@ -188,7 +195,7 @@ CASES = {
         {"a.wav": b"What shall we do with the drunken sailor?\n"},
         ["a.wav"],
         1,
-        ["a.wav: expected audio (wav, *) that can be decoded, got: *; check that it is a recording, and *"],
+        ["a.wav: expected audio that can be decoded, got: *; check that it is a recording, and *"],
     ),
     "NaN": Case(
         {"a.wav": with_sample(np.nan)},
@@ -209,7 +216,7 @@ CASES = {
         {"a.wav": wav(np.zeros(200_000), 1)},
         ["a.wav"],
         1,
-        ["a.wav: expected a sample rate of 1000 Hz at least, got 1 Hz; record it again"],
+        ["a.wav: expected a sample rate from 1000 to 1000000 Hz, got 1"],
     ),
     "unreadable": Case(
         {"a.wav": SEVEN, "sitecustomize.py": refuse("a.wav")},
@@ -379,7 +386,7 @@ def test_bad_input(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     complaints = done.stderr.splitlines()
     assert len(complaints) == len(case.complaints), done.stderr
     for complaint, expected in zip(complaints, case.complaints, strict=True):
-        assert fnmatchcase(complaint, f"asr: {expected}")
+        assert fnmatchcase(complaint.removeprefix("asr: "), expected)
     assert fnmatchcase(done.stdout, case.text)
     assert done.returncode == case.status
     made = {path for path in tmp_path.rglob("*") if path.is_file() and "__pycache__" not in path.parts} - given

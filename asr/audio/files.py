@@ -19,13 +19,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeAlias
+from typing import IO, TYPE_CHECKING, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 import soundfile
 
 from asr.audio import containers, headers, pipe
-from asr.audio.parts import TOLERANCE_S, Joined, Part
+from asr.audio.parts import TOLERANCE_S, Part, copied
 from asr.audio.waveform import SAMPLE_RATE, AudioError, convert, cut
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def info(source: Source, *, track: int | None = None) -> AudioInfo:
     track:  of several audio tracks, from 1; None for the default one.
     raises: AudioError; also for a pipe, of which nothing is known before it has been read.
     """
+    if isinstance(source, (str, os.PathLike)) and _is_stream(Path(source)):  # to open it would take from what it brings
+        raise AudioError(f"{source}: expected a file, got a pipe, whose length is not known before it has been read")
     with _opened(source, track) as recording:
         return AudioInfo(
             recording.duration_s(), recording.sample_rate, recording.channels, recording.format, tuple(recording.notes)
@@ -148,6 +150,14 @@ def pipe_blocks(
     """
     pieces = _pieces(_named("the pipe", _of_pipe(file, rate, None)), 0.0, None, SAMPLE_RATE, channel)
     yield from cut(pieces, max(1, round(block_s * SAMPLE_RATE)))
+
+
+def _is_stream(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def is_recording(path: Path) -> bool:
@@ -293,7 +303,7 @@ def _of_file(
         decoded = reason = None
         if parts:
             try:
-                decoded = _Decoded(raw, parts, notes)
+                decoded = _Decoded(raw, name if version else None, parts, notes)
             except soundfile.LibsndfileError as error:
                 reason = error.error_string.rstrip(".")
         if decoded is not None:
@@ -319,9 +329,9 @@ class _Decoded:
 
     name = ""
 
-    def __init__(self, raw: BinaryIO, parts: Sequence[Part], notes: Sequence[str]) -> None:
-        self._raw, self._parts, self.notes = raw, parts, list(notes)
-        with _Sound(raw, parts[0]) as first:
+    def __init__(self, raw: BinaryIO, path: Path | None, parts: Sequence[Part], notes: Sequence[str]) -> None:
+        self._raw, self._path, self._parts, self.notes = raw, path, parts, list(notes)
+        with _Sound(raw, path, parts[0]) as first:
             self.sample_rate, self.channels, self.format = first.sample_rate, first.channels, first.format
             if first.frames == 0:
                 raise AudioError("expected audio, but the file holds no samples; record or copy it again")
@@ -329,14 +339,14 @@ class _Decoded:
     def duration_s(self) -> float:
         seconds = 0.0
         for part in self._parts:
-            with _Sound(self._raw, part) as sound:
+            with _Sound(self._raw, self._path, part) as sound:
                 seconds += sound.count() / sound.sample_rate
         return seconds
 
     def streams(self, offset_s: float, duration_s: float | None) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
         began_s, found = 0.0, False
         for part in self._parts:
-            with _Sound(self._raw, part) as sound:
+            with _Sound(self._raw, self._path, part) as sound:
                 rate = sound.sample_rate
                 start = round((offset_s - began_s) * rate)
                 stop = math.inf if duration_s is None else start + round(duration_s * rate)
@@ -360,14 +370,32 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
 class _Sound:
     """A part of a file, open in libsndfile. frames: samples of each channel; None where only decoding tells."""
 
-    def __init__(self, raw: BinaryIO, part: Part) -> None:
-        self._bytes, self._quiet = Joined(raw, part), _silent if part.mpeg else nullcontext()
-        with self._quiet:
-            self._file = _Sequential(self._bytes)
-        file = self._file
+    def __init__(self, raw: BinaryIO, path: Path | None, part: Part) -> None:
+        self._quiet = _silent if part.mpeg else nullcontext()
+        self._least = 1 if part.mpeg else _LEAST_PIECE  # behind the frames of an MP3 nothing is to be looked for
+        self._copy: IO[bytes] | None = None
+        file = None
+        if path is not None and part.whole:
+            # By a number: by its name, libsndfile would take any text for samples, if that ends in .au.
+            file = self._opened(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), closefd=True)
+            if part.frames is not None and file.frames < part.frames:
+                file.close()
+                file = None
+        if file is None:
+            self._copy = copied(raw, part)
+            try:
+                file = self._opened(self._copy.fileno(), closefd=False)
+            except soundfile.LibsndfileError:
+                self._copy.close()
+                raise
+        self._file = file
         self.sample_rate, self.channels, self.format = file.samplerate, file.channels, f"{file.format}/{file.subtype}"
         self._read = False  # anything so far
         self.frames = part.frames or (None if file.frames > _UNKNOWN_LENGTH else file.frames)
+
+    def _opened(self, number: int, *, closefd: bool) -> _Sequential:
+        with self._quiet:
+            return _Sequential(number, closefd=closefd)
 
     def __enter__(self) -> _Sound:
         return self
@@ -375,6 +403,8 @@ class _Sound:
     def __exit__(self, *_: object) -> None:
         with self._quiet:
             self._file.close()
+        if self._copy is not None:
+            self._copy.close()
 
     def count(self) -> int:
         """How many samples each channel has."""
@@ -402,8 +432,6 @@ class _Sound:
                     )
             except soundfile.LibsndfileError as error:
                 reason = f" ({error.error_string.rstrip('.')})"
-            if self._bytes.error is not None:
-                raise self._bytes.error
             samples = samples[: int(min(left, len(samples)))]
             if len(samples) == 0:
                 if left <= TOLERANCE_S * rate or (self.frames is None and not reason):

@@ -58,12 +58,13 @@ def parts(raw: BinaryIO, size: int, suffix: str) -> tuple[list[Part], list[str]]
     if head[:4] == b"fLaC" or head[:3] == b"ID3":
         starts = sorted(at for mark in _FLAC for at in find_all(raw, mark, 0, size))
         if starts and (head[:4] == b"fLaC" or not mpeg.parts(raw, 0, starts[0], certain=True)):
-            return [Part(((start, end),)) for start, end in zip(starts, [*starts[1:], size], strict=True)], []
+            ends = [*starts[1:], size]
+            return [Part(((start, end),), whole=starts == [0]) for start, end in zip(starts, ends, strict=True)], []
     if head.startswith(_OTHERS):
         _check_end(_end_of_samples(raw, head), size, _TOLERANCE)
-        return [Part(((0, size),))], []
+        return [Part(((0, size),), whole=True)], []
     found = mpeg.parts(raw, 0, size, certain=suffix in MPEG_SUFFIXES)
-    return found or [Part(((0, size),))], []
+    return found or [Part(((0, size),), whole=True)], []
 
 
 def _check_end(end: int, size: int, tolerance: int) -> None:

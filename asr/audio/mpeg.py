@@ -89,7 +89,9 @@ class _Walk:
 
     def parts(self, start: int, certain: bool) -> list[Part]:
         recordings: list[list[_Run]] = []
-        at, duration_s = self._next(start, certain or self._tag(start) > 0)[0], 0.0
+        front = self._tag(start)  # libmpg123 passes over one tag
+        at, duration_s = self._next(start, certain or front > 0)[0], 0.0
+        whole = start == 0 and at == front
         while at is not None:
             run = self._run(at)
             duration_s += run.duration_s
@@ -103,9 +105,10 @@ class _Walk:
                 raise AudioError(
                     f"damaged: {lost} bytes after {duration_s:.2f} s of audio are no MP3; copy or download the file again"
                 )
-        return [self._part(runs) for runs in recordings]
+        whole = whole and len(recordings) == 1 and len(recordings[0]) == 1
+        return [self._part(runs, whole) for runs in recordings]
 
-    def _part(self, runs: list[_Run]) -> Part:
+    def _part(self, runs: list[_Run], whole: bool) -> Part:
         first, count = runs[0], sum(run.frames for run in runs)
         stretches = [(run.start, run.end) for run in runs]
         announced = self._announced(first)
@@ -117,9 +120,10 @@ class _Walk:
                     f"has {count * first.samples / first.rate:.2f} s; copy or download the file again"
                 )
             if announced == count:  # then it also tells which samples at both ends are the encoder's own
-                return Part(tuple(stretches), mpeg=True)
-            stretches[0] = (first.start + self._header(first.start)[0], first.end)
-        return Part(tuple(stretches), frames=count * first.samples, slack=count * _LONGEST + 4096, mpeg=True)
+                return Part(tuple(stretches), whole=whole, mpeg=True)
+            stretches[0], whole = (first.start + self._header(first.start)[0], first.end), False
+        slack = count * _LONGEST + 4096  # libmpg123 takes the first frame's length for that of all
+        return Part(tuple(stretches), whole=whole, frames=count * first.samples, slack=slack, mpeg=True)
 
     def _announced(self, run: _Run) -> int | None:
         """How many frames follow the first one by what is in it, where that is a header (Xing, Info, VBRI)."""

@@ -53,9 +53,10 @@ def parts(raw: BinaryIO, size: int) -> list[Part]:
                 found.append(Part(((page.body + 9, page.end), *bodies[1:])))
             elif head.startswith((b"\x01vorbis", b"OpusHead")):
                 pages = [(page.start, end)]
+                whole = pages == [(0, size)] and len(streams) == 1
                 if len(streams) > 1:
                     pages = [(one.start, one.end) for one in _pages(raw, page.start, end, page.serial)]
-                found.append(Part(tuple(pages)))
+                found.append(Part(tuple(pages), whole=whole))
             else:
                 continue
             break

@@ -5,11 +5,10 @@ Files joined end to end are several parts. What stands in a header is not always
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 _CHUNK = 1 << 20
 TOLERANCE_S = 0.1  # sound that is announced and missing, or the reverse: less is no damage
@@ -19,65 +18,34 @@ TOLERANCE_S = 0.1  # sound that is announced and missing, or the reverse: less i
 class Part:
     """One recording in a file. head: bytes put before; stretches: (start, end) in the file, in bytes, joined.
 
-    frames: samples of each channel that it holds, where they were counted; libsndfile's own number is then only an upper
-            bound, for which it is told a file so many bytes longer (slack).
+    whole:  whether libsndfile finds it in the file as it stands, which then need not be copied.
+    frames: samples of each channel that it holds, where they were counted. libsndfile may think that there are more; so
+            that it does not think of fewer, a copy is made longer by so many bytes (slack).
     mpeg:   whether it is decoded by libmpg123.
     """
 
     stretches: tuple[tuple[int, int], ...]
     head: bytes = b""
+    whole: bool = False
     frames: int | None = None
     slack: int = 0
     mpeg: bool = False
 
 
-class Joined:
-    """A part as a file to be read, for libsndfile. error: what reading has met; it cannot be raised through C."""
+def copied(raw: BinaryIO, part: Part) -> IO[bytes]:
+    """The part as a file of its own, gone when it is closed.
 
-    def __init__(self, raw: BinaryIO, part: Part) -> None:
-        self._raw, self._head, self._stretches = raw, part.head, part.stretches
-        lengths = (end - start for start, end in part.stretches)
-        self._starts = list(accumulate(lengths, initial=len(part.head)))  # of each stretch in what is read
-        self._size = self._starts[-1] + part.slack
-        self._at = 0
-        self.error: OSError | None = None
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int) -> bytes:
-        """Bytes as a file gives them; behind all there is, none, but zeros where libmpg123 looks for a tag at the end."""
-        found = b""
-        while size > 0 and (some := self._some(size)):
-            found += some
-            size -= len(some)
-            self._at += len(some)
-        return found
-
-    def readinto(self, buffer: memoryview) -> int:
-        some = self.read(len(buffer))
-        buffer[: len(some)] = some
-        return len(some)
-
-    def _some(self, size: int) -> bytes:
-        at = self._at
-        if at < len(self._head):
-            return self._head[at : at + size]
-        if at >= self._starts[-1]:
-            return bytes(min(size, self._size - at)) if at >= self._size - 128 else b""
-        number = bisect_right(self._starts, at) - 1
-        start, end = self._stretches[number]
-        start += at - self._starts[number]
-        try:
-            self._raw.seek(start)
-            return self._raw.read(min(size, end - start))
-        except OSError as error:
-            self.error = error
-            return b""
+    Not a file object of Python's that reads from the other: what is raised in that, Ctrl-C too, is lost in C.
+    """
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed by who asked)
+    copy.write(part.head)
+    for start, end in part.stretches:
+        for at in range(start, end, _CHUNK):
+            copy.write(read_at(raw, at, min(_CHUNK, end - at)))
+    copy.flush()
+    copy.truncate(copy.tell() + part.slack)
+    copy.seek(0)
+    return copy
 
 
 def read_at(raw: BinaryIO, at: int, size: int) -> bytes:

@@ -105,7 +105,8 @@ def _part(raw: BinaryIO, start: int, size: int) -> tuple[list[Part], list[str], 
                 raise AudioError("expected audio, but the file holds no samples; record or copy it again")
             if fmt.tag in _MPEG and (found := mpeg.parts(raw, at, end, certain=True)):
                 return found, note, after
-            return [Part(((at, end),), _header(kept, end - at))], note, after
+            whole = start == 0 and after is None and end == at + length
+            return [Part(((at, end),), _header(kept, end - at), whole)], note, after
         if name in (b"fmt ", b"fact"):
             body = read_at(raw, at, min(length, 1 << 16))
             kept += head + body + bytes(len(body) % 2)

@@ -39,6 +39,8 @@ for command, examples in (
 
 def main() -> None:
     """Entry point: errors in the input are one line on stderr and exit status 1."""
+    terminal.own_stderr()
+    terminal.hear_log()
     try:
         app(prog_name="asr")  # also as python -m asr, or shell completion would be of python
     except AsrError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,8 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -39,29 +41,33 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What came of a recording, and the seconds it took."""
+    """What came of a recording, the seconds it took, and what is to be told of it, where another process heard that."""
 
     result: Transcript | AsrError
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
-def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, Path], list[BatchError]]:
+def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, Path], list[BatchError], list[Path]]:
     """The recordings that files, folders and patterns such as *.wav name, in that order, and what to call their outputs.
 
-    returns:   path -> name without suffix, below a folder that was given relative to it; and an error for each folder or
-               pattern without recordings, and each folder that cannot be read. A missing file is left to its reader.
+    returns:   path -> name without suffix, below a folder that was given relative to it; an error for each folder or
+               pattern without recordings, and each folder that cannot be read; and what was passed over in folders, but
+               for hidden files. A missing file is left to its reader.
     recursive: also the folders within folders; links to folders are not followed, so that a loop of them ends.
     """
     found: dict[Path, Path] = {}
     errors: list[BatchError] = []
+    others: list[Path] = []
     for name in inputs:
         path = Path(name)
         unreadable: list[OSError] = []
         if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
-            files = _in_folder(path, recursive, unreadable)
+            files, passed = _in_folder(path, recursive, unreadable)
+            others += passed
             recordings = {file: file.relative_to(path).with_suffix("") for file in files}
             hint = "" if recursive else "; --recursive also looks into the folders within"
-            expected = f"a folder with recordings ({' '.join(audio.SUFFIXES)})"
+            expected = "a folder with recordings"
         elif glob.has_magic(name) and not os.path.exists(path):  # noqa: PTH110
             matches = map(Path, sorted(glob.glob(name, recursive=True)))  # noqa: PTH207 (Path.glob is for relative ones)
             recordings = {file: Path(file.stem) for file in matches if file.is_file()}
@@ -75,7 +81,7 @@ def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, 
         if not recordings and not unreadable:
             errors.append(BatchError(f"{name}: expected {expected}, found none{hint}"))
         found |= {file: name_of for file, name_of in recordings.items() if file not in found}
-    return _told_apart(found), errors
+    return _told_apart(found), errors, others
 
 
 def plan(
@@ -190,14 +196,20 @@ def _uninterrupted() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
-def _in_folder(folder: Path, recursive: bool, unreadable: list[OSError]) -> list[Path]:
-    paths: list[Path] = []
+def _in_folder(folder: Path, recursive: bool, unreadable: list[OSError]) -> tuple[list[Path], list[Path]]:
+    """The recordings in a folder, and its other files."""
+    recordings: list[Path] = []
+    others: list[Path] = []
     for place, folders, names in os.walk(folder, onerror=unreadable.append):
         folders.sort()
-        paths += [Path(place, name) for name in sorted(names) if Path(name).suffix.lower() in audio.SUFFIXES]
+        for path in (Path(place, name) for name in sorted(names)):
+            if audio.is_recording(path):
+                recordings.append(path)
+            elif not path.name.startswith("."):
+                others.append(path)
         if not recursive:
             break
-    return paths
+    return recordings, others
 
 
 def _told_apart(found: dict[Path, Path]) -> dict[Path, Path]:
@@ -234,11 +246,36 @@ def _attempt(recognizer: Recognizer, path: Path) -> Attempt:
 _own: Recognizer  # of a worker process
 
 
+class _Kept(logging.Handler):
+    """Keeps what the log says for the process that asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.notes.append(record.getMessage())
+
+
+_kept = _Kept()
+
+
 def _start(model: str | Path | None, options: dict[str, Any]) -> None:
     global _own
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where that is not inherited, as on Windows
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.getLogger("asr").addHandler(_kept)
     _own = Recognizer(model, **options)
 
 
+def _end_with_parent() -> None:
+    """However the process that asked has ended, nobody waits for the answer any more."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
 def _attempt_here(path: Path) -> Attempt:
-    return _attempt(_own, path)
+    _kept.notes.clear()
+    return replace(_attempt(_own, path), notes=tuple(_kept.notes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from asr.cli.batch import Job
     from asr.recognizer import Recognizer
     from asr.transcript import Transcript
+
+
+_SHOWN = 5  # files that are passed over
 
 
 def transcribe(
@@ -79,7 +82,9 @@ def transcribe(
         "n_best": n_best,
     }
     started = perf_counter()
-    recordings, nothing = ({Path("stdin"): Path("stdin")}, []) if piped else batch.find(inputs, recursive=recursive)
+    recordings, nothing, others = (
+        ({Path("stdin"): Path("stdin")}, [], []) if piped else batch.find(inputs, recursive=recursive)
+    )
     if output is None and len(recordings) > 1 and kinds[0] not in ("txt", "ctm"):
         raise typer.BadParameter(
             f"{kinds[0]} of {len(recordings)} recordings cannot be told apart on stdout: -o DIR", param_hint="--format"
@@ -87,6 +92,10 @@ def transcribe(
     todo, skipped, refused = batch.plan(recordings, output, kinds, overwrite=overwrite, skip_existing=skip_existing)
     for error in nothing + refused:
         terminal.complain(error)
+    if others and not quiet:
+        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        terminal.note(f"passed over, as no recordings: {', '.join(map(str, others[:_SHOWN]))}{more}")
+    terminal.hear_log(quiet)
     model = options.as_onnx(model)
     hint = "; --skip-existing goes on from here" if output and not piped else ""
     if todo and (verbose or len(recordings) == 1):
@@ -110,6 +119,8 @@ def transcribe(
     ):
         task = progress.add_task("transcribing", total=len(todo))
         for job, attempt in zip(todo, results, strict=True):
+            for told in attempt.notes if not quiet else ():
+                terminal.note(told)
             try:
                 if isinstance(attempt.result, AsrError):
                     raise attempt.result
@@ -159,7 +170,8 @@ def _transcribe_one(
     else:
         blocks = audio.blocks(job.path)
         if not quiet:
-            total_s = audio.info(job.path).duration_s
+            with suppress(audio.AudioError):  # of a named pipe it is not known; else the reader says what is wrong
+                total_s = audio.info(job.path).duration_s
 
     def heard() -> Iterator[np.ndarray]:
         try:

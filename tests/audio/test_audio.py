@@ -637,7 +637,7 @@ BAD_PIPES: dict[str, tuple[bytes, int | None, str]] = {
     "text": (
         PROSE,
         None,
-        "can be decoded, got: Format not recognised; check that it is a recording, and copy or download it again; of raw samples",
+        "and copy or download it again; of raw samples, --rate tells how many a second",
     ),
     "mp3": (b"ID3\x04" + bytes(100), None, "can be decoded"),
     "wav as raw": (stream(tone()), 16_000, "leave out --rate"),

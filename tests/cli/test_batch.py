@@ -32,14 +32,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_find_in_folders(folder: Path) -> None:
-    flat, _ = batch.find([str(folder)])
+    flat, _, _ = batch.find([str(folder)])
     assert flat == {folder / "a.WAV": Path("a"), folder / "b.wav": Path("b")}
-    deep, _ = batch.find([str(folder)], recursive=True)
+    deep, _, _ = batch.find([str(folder)], recursive=True)
     assert deep == flat | {folder / "inner/c.flac": Path("inner/c")}
 
 
 def test_find_patterns_and_files(folder: Path) -> None:
-    found, errors = batch.find([str(folder / "*.wav"), str(folder / "b.wav"), str(folder / "gone.wav")])
+    found, errors, _ = batch.find([str(folder / "*.wav"), str(folder / "b.wav"), str(folder / "gone.wav")])
     assert list(found) == [
         folder / "b.wav",
         folder / "gone.wav",
@@ -56,7 +56,7 @@ def test_find_takes_brackets_of_a_real_name_literally(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["inner/loop/none", "*.mp3", "empty"])
 def test_find_reports_nothing_found(folder: Path, name: str) -> None:
     (folder / "empty").mkdir()
-    found, errors = batch.find([str(folder / "b.wav"), str(folder / name)])
+    found, errors, _ = batch.find([str(folder / "b.wav"), str(folder / name)])
     if name == "inner/loop/none":  # a plain missing file
         assert errors == []
     else:
@@ -97,7 +97,7 @@ def test_plan(folder: Path, tmp_path: Path) -> None:
 def test_recordings_of_one_name_keep_their_suffix(tmp_path: Path) -> None:
     for name in ("memo.flac", "memo.m4a", "talk.wav"):
         (tmp_path / name).touch()
-    found, _ = batch.find([str(tmp_path), "elsewhere/talk.wav"])
+    found, _, _ = batch.find([str(tmp_path), "elsewhere/talk.wav"])
     assert [str(name) for name in found.values()] == ["memo.flac", "memo.m4a", "talk", "talk"]
     jobs, _, errors = batch.plan(found, tmp_path / "out", ["txt"], overwrite=False, skip_existing=False)
     assert [job.outputs["txt"].name for job in jobs] == ["memo.flac.txt", "memo.m4a.txt", "talk.txt"]
@@ -229,7 +229,8 @@ def test_verbose(cli: Cli, folder: Path, jobs: int) -> None:
     (folder / "c.wav").touch()
     done = cli("transcribe", "-m", "digits", "-v", "-j", jobs, folder)
     assert done.stdout == cli("transcribe", "-m", "digits", "-q", folder).stdout
-    model, first, second, broken, summary = done.stderr.splitlines()
+    passed, model, first, second, broken, summary = done.stderr.splitlines()
+    assert passed == f"passed over, as no recordings: {folder / 'notes.txt'}"
     assert model.startswith("model digits, /")
     assert model.endswith(f"digits.onnx, no language model, {jobs} process{'es' * (jobs > 1)}")
     for line, path in ((first, folder / "a.WAV"), (second, folder / "b.wav")):
