@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr.audio.files import SAMPLE_RATE
+from asr.audio.waveform import SAMPLE_RATE
 from asr.files import OutputError
 
 _HEADER = "<4sI4s4sIHHIIHH4sI"
