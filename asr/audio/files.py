@@ -61,7 +61,7 @@ class AudioInfo:
     notes: tuple[str, ...] = ()
 
 
-class Recording(Protocol):
+class Opened(Protocol):
     """An open recording, to be read once. All its methods raise AudioError."""
 
     name: str
@@ -176,7 +176,7 @@ def is_recording(path: Path) -> bool:
 
 
 def _pieces(
-    opening: AbstractContextManager[Recording],
+    opening: AbstractContextManager[Opened],
     offset_s: float,
     duration_s: float | None,
     sample_rate: int,
@@ -198,7 +198,7 @@ def _pieces(
 
 
 @contextmanager
-def _named(name: str, opening: AbstractContextManager[Recording]) -> Iterator[Recording]:
+def _named(name: str, opening: AbstractContextManager[Opened]) -> Iterator[Opened]:
     """The recording under its name, which every error begins with."""
     try:
         with opening as recording:
@@ -209,7 +209,7 @@ def _named(name: str, opening: AbstractContextManager[Recording]) -> Iterator[Re
 
 
 @contextmanager
-def _opened(source: Source, track: int | None = None) -> Iterator[Recording]:
+def _opened(source: Source, track: int | None = None) -> Iterator[Opened]:
     """Any recording. raises: AudioError, also out of the with block."""
     name = "the recording"
     if isinstance(source, (str, os.PathLike)):
@@ -230,7 +230,7 @@ def _opened(source: Source, track: int | None = None) -> Iterator[Recording]:
 
 
 @contextmanager
-def _of_path(path: Path, track: int | None) -> Iterator[Recording]:
+def _of_path(path: Path, track: int | None) -> Iterator[Opened]:
     try:
         raw = path.open("rb")
     except FileNotFoundError:
@@ -252,7 +252,7 @@ def _of_path(path: Path, track: int | None) -> Iterator[Recording]:
 
 
 @contextmanager
-def _of_object(file: BinaryIO, name: Path, track: int | None) -> Iterator[Recording]:
+def _of_object(file: BinaryIO, name: Path, track: int | None) -> Iterator[Opened]:
     """An open file. One that is read again is to give the same, so one that can seek is read from its beginning."""
     if isinstance(file, io.TextIOBase):
         raise AudioError("expected a file opened in binary mode, got one of text: open(path, 'rb')")
@@ -269,7 +269,7 @@ def _can_seek(file: BinaryIO) -> bool:
 
 
 @contextmanager
-def _of_pipe(file: BinaryIO, rate: int | None, track: int | None) -> Iterator[Recording]:
+def _of_pipe(file: BinaryIO, rate: int | None, track: int | None) -> Iterator[Opened]:
     """A stream: as it comes if it is plain, or else as the file that it makes when all has come."""
     stream = pipe.open_stream(file, rate)
     if isinstance(stream, pipe.Stream):
@@ -288,9 +288,7 @@ def _of_pipe(file: BinaryIO, rate: int | None, track: int | None) -> Iterator[Re
 
 
 @contextmanager
-def _of_file(
-    raw: BinaryIO, name: Path, track: int | None, version: tuple[int, int] | None = None
-) -> Iterator[Recording]:
+def _of_file(raw: BinaryIO, name: Path, track: int | None, version: tuple[int, int] | None = None) -> Iterator[Opened]:
     """What can seek. version: of a path's file, its size and time, by which what is known of it can be kept."""
     try:
         if name.suffix.lower() == ".raw":

@@ -26,6 +26,9 @@ from asr.recognizer import Recognizer
 from asr.transcript import SUFFIXES, Transcript
 
 
+_SHOWN = 5  # files that are passed over
+
+
 class BatchError(AsrError):
     """Inputs that name no recordings, or outputs that must not be written."""
 
@@ -82,6 +85,12 @@ def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, 
             errors.append(BatchError(f"{name}: expected {expected}, found none{hint}"))
         found |= {file: name_of for file, name_of in recordings.items() if file not in found}
     return _told_apart(found), errors, others
+
+
+def passed_over(others: Sequence[Path]) -> str:
+    """What is to be told of files in folders that are no recordings."""
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    return f"passed over, as no recordings: {', '.join(map(str, others[:_SHOWN]))}{more}"
 
 
 def plan(

@@ -42,7 +42,9 @@ def label(
     from asr.manifest import Skipped, Utterance
 
     terminal.refuse_existing(output, overwrite)
-    recordings, missing = batch.find(inputs, recursive=recursive)
+    recordings, missing, others = batch.find(inputs, recursive=recursive)
+    if others:
+        terminal.note(batch.passed_over(others))
     for error in missing:
         terminal.complain(error)
     if not recordings:

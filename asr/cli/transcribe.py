@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from asr.transcript import Transcript
 
 
-_SHOWN = 5  # files that are passed over
-
-
 def transcribe(
     inputs: Annotated[
         list[str],
@@ -93,8 +90,7 @@ def transcribe(
     for error in nothing + refused:
         terminal.complain(error)
     if others and not quiet:
-        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-        terminal.note(f"passed over, as no recordings: {', '.join(map(str, others[:_SHOWN]))}{more}")
+        terminal.note(batch.passed_over(others))
     terminal.hear_log(quiet)
     model = options.as_onnx(model)
     hint = "; --skip-existing goes on from here" if output and not piped else ""
