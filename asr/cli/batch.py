@@ -25,7 +25,6 @@ from asr.errors import AsrError
 from asr.recognizer import Recognizer
 from asr.transcript import SUFFIXES, Transcript
 
-
 _SHOWN = 5  # files that are passed over
 
 
