@@ -4,10 +4,11 @@
     apt-get install espeak-ng festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts flite libttspico-utils
     python recipes/english/build.py CORPORA --threads 2
 
-CORPORA holds speechocean762/, common_voice/en/, ljspeech/, fsdd/, noise/, librispeech_sample/ and text/books.txt.xz. OUT
-(runs/english) gets english.onnx and english.lm, and a folder for each training. What is there is not made again, and a
-training that was stopped goes on: the same command continues. Of PocketSphinx only its pronouncing dictionary is used
-(CMUdict, a BSD licence). On two cores without a GPU it takes most of a day.
+CORPORA holds speechocean762/, common_voice/en/, ljspeech/, fsdd/, noise/, librispeech_sample/ and text/, of which the
+language model takes books.txt.xz and modern.txt.xz. OUT (runs/english) gets english.onnx and english.lm, and a folder for
+each training. What is there is not made again, and a training that was stopped goes on: the same command continues. Of
+PocketSphinx only its pronouncing dictionary is used (CMUdict, a BSD licence). On two cores without a GPU it takes most of a
+day.
 """
 
 import argparse
@@ -116,11 +117,12 @@ def main(corpora: Path, out: Path, threads: int, hours: float) -> None:
 
     lm, model = out / "english.lm", out / "english.onnx"
     text = ["--alphabet", ALPHABET, *(f"--exclude={DATA}/{name}.jsonl" for name in HELD_OUT)]
-    books, transcripts, network = out / "books.lm", out / "transcripts.lm", out / "untuned.onnx"
-    pruned = ["--vocab", 60000, "--entropy", 1.1e-7]  # to 17 MB
-    make(books, "-m", "asr", "lm", "train", corpora / "text/books.txt.xz", "-o", books, *pruned, *text)
+    texts = [corpora / "text/books.txt.xz", corpora / "text/modern.txt.xz"]
+    general, transcripts, network = out / "general.lm", out / "transcripts.lm", out / "untuned.onnx"
+    pruned = ["--vocab", 100000, "--entropy", 1.4e-7]  # to 22 MB
+    make(general, "-m", "asr", "lm", "train", *texts, "-o", general, *pruned, *text)
     make(transcripts, "-m", "asr", "lm", "train", DATA / "train.jsonl", "-o", transcripts, *text)
-    make(lm, "-m", "asr", "lm", "mix", books, transcripts, "-o", lm, "--tune", DATA / "dev.jsonl")
+    make(lm, "-m", "asr", "lm", "mix", general, transcripts, "-o", lm, "--tune", DATA / "dev.jsonl")
     make(network, "-m", "asr", "export", weights(out, LAST), "-o", network, "--int8", "--temperature", 1.5)
     if not model.exists():
         tuned = shutil.copy(network, out / "tuned.onnx")

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import tokenizers
+from ctranslate2.specs import whisper_spec
 
 from asr.audio import SAMPLE_RATE as RATE
 from asr.corpus import label
@@ -200,8 +203,72 @@ def test_a_folder_that_is_no_teacher(tmp_path: Path) -> None:
         label.whisper(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small English Whisper model of 28 tokens with random weights, as CTranslate2 itself writes one."""
+    folder, width, rng = tmp_path_factory.mktemp("whisper"), 64, np.random.default_rng(0)
+    words = [f" {letter}" for letter in "abcdefghijklmnopqrs"]
+    special = ["endoftext", "startoftranscript", "en", "translate", "transcribe", "startoflm", "startofprev"]
+    vocabulary = words + [f"<|{name}|>" for name in (*special, "nospeech", "notimestamps")]
+    spec = whisper_spec.WhisperSpec(1, 1, 1, 1)
+
+    def of(*shape: int) -> np.ndarray:
+        return rng.normal(0, 1 / np.sqrt(shape[-1]), shape).astype(np.float32)
+
+    def norm(layer: Any) -> None:
+        layer.gamma, layer.beta = 1 + of(width), of(width)
+
+    def linear(layer: Any, inputs: int, outputs: int) -> None:
+        layer.weight, layer.bias = of(outputs, inputs), of(outputs)
+
+    def attention(layer: Any, *outputs: int) -> None:
+        norm(layer.layer_norm)
+        for one, size in zip(layer.linear, outputs, strict=True):
+            linear(one, width, size)
+
+    for layer in (*spec.encoder.layer, *spec.decoder.layer):
+        attention(layer.self_attention, 3 * width, width)
+        norm(layer.ffn.layer_norm)
+        linear(layer.ffn.linear_0, width, 4 * width)
+        linear(layer.ffn.linear_1, 4 * width, width)
+    attention(spec.decoder.layer[0].attention, width, 2 * width, width)
+    for convolution, inputs in ((spec.encoder.conv1, 80), (spec.encoder.conv2, width)):
+        convolution.weight, convolution.bias = of(width, inputs, 3), of(width)
+    spec.encoder.position_encodings.encodings = of(1500, width)
+    spec.decoder.position_encodings.encodings = of(448, width)
+    spec.decoder.embeddings.weight = of(len(vocabulary), width)
+    linear(spec.decoder.projection, width, len(vocabulary))
+    norm(spec.encoder.layer_norm)
+    norm(spec.decoder.layer_norm)
+    spec.config.suppress_ids = spec.config.suppress_ids_begin = []
+    spec.config.lang_ids, spec.config.alignment_heads = [vocabulary.index("<|en|>")], [(0, 0)]
+    spec.register_vocabulary(vocabulary)
+    spec.validate()
+    spec.optimize()
+    spec.save(str(folder))
+    numbered = {word: number for number, word in enumerate(vocabulary)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbered, unk_token="<|nospeech|>"))
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    tokenizer.add_special_tokens(vocabulary[len(words) :])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_whisper_model_is_a_teacher(whisper: Path) -> None:
+    teacher = label.whisper(whisper)
+    noise = np.random.default_rng(1).normal(0, 0.1, 3 * RATE).astype(np.float32)
+    words = teacher(noise)
+    assert len(words) > 2
+    assert all(word.text.startswith(" ") and 0 < word.probability < 1 for word in words)
+    times = [time for word in words for time in (word.start_s, word.end_s)]
+    assert times == sorted(times)
+    assert 0 <= times[0] < times[-1] <= 3.1
+    assert teacher(noise) == words
+    with pytest.raises(LabelError, match="expected a language that this model knows, got 'pt': "):
+        label.whisper(whisper, "pt")
+
+
 def test_a_damaged_teacher(tmp_path: Path) -> None:
-    pytest.importorskip("faster_whisper")
     for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt"):
         (tmp_path / name).write_text("{}")
     with pytest.raises(LabelError, match="expected a Whisper model for faster-whisper, got: "):
