@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 MAX_LINE = 1 << 26  # bytes; the alignment of a long recording takes some MB
 _MAX_EXPANSION = 200  # of compressed files; real ones stay below 50, zeros reach 1000
 _SLACK = 1 << 20  # bytes that a file may hold whatever its compressed size
-_PACKED: tuple[tuple[str, bytes, Callable[..., Any]], ...] = (
-    (".gz", b"\x1f\x8b", gzip.open),
-    (".bz2", b"BZh", bz2.open),
-    (".xz", b"\xfd7zXZ\x00", lzma.open),
-)
+_OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -97,9 +93,9 @@ def lines(
     missing: str = "check the path",
     max_line: int = MAX_LINE,
 ) -> Iterator[tuple[str, str]]:
-    """("FILE:NUMBER", line) of each line of a text in UTF-8, plain or compressed (gzip, bzip2, xz); line ends are kept.
+    """("FILE:NUMBER", line) of each line of a text in UTF-8, plain or compressed (gzip, bzip2, xz: its first bytes tell).
 
-    Only a line feed ends a line: a text may hold U+2028 and its like.
+    Line ends are kept; only a line feed ends a line: a text may hold U+2028 and its like.
 
     what:    what errors call such a file.  missing: what to do if there is none.
     raises:  an error of the kind, naming file and line, if the file is missing, damaged, not UTF-8, or has a line or a
@@ -110,9 +106,9 @@ def lines(
     try:
         with path.open("rb") as raw:
             head = raw.peek(8)
-            openers = [opener for suffix, magic, opener in _PACKED if path.suffix == suffix or head.startswith(magic)]
-            limit = _MAX_EXPANSION * path.stat().st_size + _SLACK if openers else math.inf
-            file: IO[bytes] = openers[0](raw) if openers else raw
+            opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
+            limit = _MAX_EXPANSION * path.stat().st_size + _SLACK if opener else math.inf
+            file: IO[bytes] = opener(raw) if opener else raw
             while line := file.readline(max_line + 1):
                 number += 1
                 size += len(line)

@@ -75,11 +75,12 @@ def test_damaged_and_cut_short(suffix: str, tmp_path: Path) -> None:
         whole[:-10],
         whole[:middle],
         whole[: middle - 30] + bytes(60) + whole[middle + 30 :],
-        b"no such thing",
     ):
         path.write_bytes(data)
         with pytest.raises(LmTextError, match=rf"text\{suffix}: damaged or cut short after line \d+: \w"):
             read(path)
+    path.write_bytes(b"not packed\n")
+    assert read(path) == ["not packed"]
 
 
 def test_missing_unreadable_and_folders(tmp_path: Path) -> None:
