@@ -17,7 +17,8 @@ from asr.decoding.decoder import Decoder
 from asr.decoding.fusion import Decoding, FusionError
 from asr.decoding.grammar import Grammar
 from asr.lm.model import NgramModel
-from asr.models.network import ModelError, Network, find_lm, find_model
+from asr.models import ModelError, choose_lm, find_model
+from asr.models.network import Network
 from asr.text import normaliser
 from asr.transcript import Alternatives, Transcript, Word, sounded_out
 
@@ -30,8 +31,8 @@ class Recognizer:
 
     model:    path of an ONNX file, or the name of a model in the user's folder or in the package; the default if not given.
     beam:     prefixes kept by the beam search; 1 without anything below is greedy decoding.
-    lm:       a language model: a file in ARPA format or of `asr lm train`, the model itself, "bundled" for the file
-              beside the model's, of the same name and with the suffix .lm, or "none". If not given, see default_lm.
+    lm:       a language model: a file in ARPA format or of `asr lm train`, or the model itself; for "none", "bundled" and
+              what is heeded if none is given, see `asr.models.choose_lm`.
     decoding: settings of asr.decoding.fusion.Decoding that differ from those that `asr tune` has stored in the model's file.
     hotwords: words and phrases to expect, as a file or a list: "Kubernetes^5" with the boost in nats, or without.
     grammar:  a file of phrases or JSGF that the text is restricted to.
@@ -40,7 +41,8 @@ class Recognizer:
     threads:  of onnxruntime. One is best: a recurrent network has a step to wait for, and more threads slow it down.
     raises:   ModelError, and the errors of asr.lm, asr.decoding.fusion, asr.decoding.hotwords and asr.decoding.grammar.
 
-    lm_path:  the language model's file; None without one, and for one that was given itself.
+    lm_path:   the language model's file; None without one, and for one that was given itself.
+    normalise: a text -> as this recogniser would write it.
 
     >>> Recognizer("digits").transcribe("tests/data/7_jackson_0.wav").text  # doctest: +SKIP
     'seven'
@@ -67,24 +69,14 @@ class Recognizer:
         self.card, self.name, self.tokens = self.network.card, self.network.name, self.network.tokens
         self.frame_shift_s = self.network.frame_shift_s
         self.n_best = n_best
-        if lm is None:
-            lm = default_lm(model, beam, grammar)
-        elif lm == "none":
-            lm = None
-        elif lm == "bundled":
-            lm = self.network.path.with_suffix(".lm")
-            if not lm.exists():
-                raise ModelError(
-                    f"{lm}: there is no language model beside {self.network.path.name}; name a file instead"
-                )
         self._has_grammar = grammar is not None
-        self.lm_path = Path(lm) if isinstance(lm, str | Path) else None
-        self.lm = NgramModel.load(lm) if isinstance(lm, str | Path) else lm
+        self.lm_path = None if isinstance(lm, NgramModel) else choose_lm(lm, model, beam=beam, grammar=grammar)
+        self.lm = lm if isinstance(lm, NgramModel) else NgramModel.load(self.lm_path) if self.lm_path else None
         known = [field.name for field in fields(Decoding)]
         if unknown := [name for name in decoding or {} if name not in known]:
             raise FusionError(f"expected for decoding some of {', '.join(known)}, got {', '.join(map(repr, unknown))}")
         self.decoding = replace(_numbers(Decoding, self.card.get("decoding")) or Decoding(), **(decoding or {}))
-        normalise = normaliser(self.card.get("normaliser", "none"))
+        self.normalise = normalise = normaliser(self.card.get("normaliser", "none"))
         boosts = None
         if hotwords is not None:
             if isinstance(hotwords, str | Path):
@@ -172,15 +164,6 @@ class Recognizer:
         return stream.Stream(
             self.network, self.decoder, chunk_s=chunk_s, right_context_s=right_context_s, endpointing=endpointing
         )
-
-
-def default_lm(model: str | Path | None, beam: int, grammar: str | Path | None = None) -> Path | None:
-    """The language model of a Recognizer that is given none: what comes with a model given by name, see find_lm.
-
-    None with a beam of 1, which asks for greedy decoding, and with a grammar, among whose sentences a general model prefers
-    the usual ones: of a list with every sentence of recipes/english's dev set it found 179 of 243 right, without 211.
-    """
-    return None if beam == 1 or grammar is not None else find_lm(model)
 
 
 def _numbers(kind: type[_Kind], stored: object) -> _Kind | None:

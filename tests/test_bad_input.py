@@ -20,7 +20,7 @@ import soundfile
 from conftest import DATA, Cli
 
 from asr import audio
-from asr.models.network import find_model
+from asr.models import find_model
 
 SEVEN, THREE, DIGITS = DATA / "7_jackson_0.wav", DATA / "3_nicolas_0.wav", DATA / "connected_digits.flac"
 

@@ -21,7 +21,7 @@ from asr.audio import AudioError
 from asr.decoding.fusion import FusionError
 from asr.lm import kneserney
 from asr.lm.model import LmError
-from asr.models.network import ModelError, find_model
+from asr.models import ModelError, find_model
 from asr.recognizer import MAX_S
 from asr.tokens import BLANK
 
@@ -200,7 +200,7 @@ def test_long_audio_without_a_pause(recognizer: Recognizer) -> None:
 
 
 def test_every_bundled_model_has_a_card() -> None:
-    from asr.models.network import _BUNDLED
+    from asr.models import _BUNDLED
 
     paths = list(_BUNDLED.glob("*/*.onnx"))
     assert paths

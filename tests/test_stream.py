@@ -218,7 +218,7 @@ def test_parts_equal_the_training_code_s(tmp_path: Path, options: dict[str, obje
 
 def test_a_network_of_old_hears_only_whole_utterances(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    from asr.models.network import find_model
+    from asr.models import find_model
 
     # Without its state, as files of schema 1 are.
     graph = onnx.load(find_model("digits"))

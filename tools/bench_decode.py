@@ -33,7 +33,7 @@ def decode(arguments: argparse.Namespace) -> None:
     recognizer = Recognizer(arguments.model, lm=lm, decoding={"unknown": None})
     tokens, decoding = recognizer.tokens, recognizer.decoding
     dev, test = (_examples(recognizer, path, arguments.limit) for path in (arguments.dev, arguments.manifest))
-    frames = sum(len(example.log_probs) for example in test)
+    frames = sum(len(example.parts[0]) for example in test)
     print(f"{len(test)} utterances, {frames} frames, {frames * recognizer.frame_shift_s:.0f} s; {decoding}")
 
     decoders: dict[str, Callable[[np.ndarray], str]] = {"greedy": _own(tokens, 1)}
@@ -49,7 +49,7 @@ def decode(arguments: argparse.Namespace) -> None:
     for _ in range(ROUNDS):
         for name, decoder in decoders.items():
             started = time.perf_counter()
-            texts[name] = [decoder(example.log_probs) for example in test]
+            texts[name] = [decoder(example.parts[0]) for example in test]
             seconds[name].append(time.perf_counter() - started)
     references = [example.reference for example in test]
     print("\n| decoder | WER | CER | microseconds a frame | real-time factor |\n|---|---|---|---|---|")
@@ -70,7 +70,7 @@ def decode(arguments: argparse.Namespace) -> None:
 
 def _examples(recognizer: Recognizer, path: Path, limit: int) -> list[Example]:
     return [
-        Example(recognizer.log_probs(audio.read(utterance.audio)), english(utterance.text))
+        Example([recognizer.log_probs(audio.read(utterance.audio))], english(utterance.text))
         for utterance in manifest.read(path)[:limit]
     ]
 
@@ -144,7 +144,7 @@ def _flashlight(
             moved = False
             for weight, bonus in ((step, 0.0), (-step, 0.0), (0.0, 2 * step), (0.0, -2 * step)):
                 trial = make(32, True, best[1] + weight, best[2] + bonus)
-                texts = [trial(example.log_probs) for example in dev]
+                texts = [trial(example.parts[0]) for example in dev]
                 rate = metrics.word_errors([example.reference for example in dev], texts).rate
                 if rate < best[0]:
                     best, moved = (rate, best[1] + weight, best[2] + bonus), True
@@ -168,8 +168,8 @@ def _widths(tokens: Tokens, lm: NgramModel, decoding: Decoding, test: Sequence[E
         for width in widths:
             decoder = _own(tokens, width, model, words)
             started = time.perf_counter()
-            texts = [decoder(example.log_probs) for example in test]
-            costs.append(1e6 * (time.perf_counter() - started) / sum(len(example.log_probs) for example in test))
+            texts = [decoder(example.parts[0]) for example in test]
+            costs.append(1e6 * (time.perf_counter() - started) / sum(len(example.parts[0]) for example in test))
             rates.append(100 * metrics.word_errors(references, texts).rate)
         errors.plot(widths, rates, marker="o", label=name)
         times.plot(widths, costs, marker="o", label=name)
@@ -186,7 +186,7 @@ def _widths(tokens: Tokens, lm: NgramModel, decoding: Decoding, test: Sequence[E
 
 def _lengths(tokens: Tokens, lm: NgramModel, decoding: Decoding, test: Sequence[Example], shift_s: float) -> None:
     """Cost of one search as the audio grows, nothing cut."""
-    joined = np.concatenate([example.log_probs for example in test])
+    joined = np.concatenate([example.parts[0] for example in test])
     print("\naudio, decoded in one piece with beam 32 + LM: microseconds a frame")
     for seconds in (10, 60, 600, 3600):
         frames = np.resize(joined, (round(seconds / shift_s), joined.shape[1]))
@@ -219,7 +219,7 @@ def hotwords(arguments: argparse.Namespace) -> None:
     for weight in arguments.weights:
         steer = dict.fromkeys(names, weight) if weight else None
         decoder = Decoder(recognizer.tokens, beam=arguments.beam, lm=lm, decoding=recognizer.decoding, hotwords=steer)
-        texts = [(decoder.texts(decoder(example.log_probs), 1) or (("", 0.0),))[0][0] for example in test]
+        texts = [(decoder.texts(decoder(example.parts[0]), 1) or (("", 0.0),))[0][0] for example in test]
         right = alarms = total = 0
         for text, names_here in zip(texts, with_name, strict=True):
             heard = set(text.split()) & set(names)

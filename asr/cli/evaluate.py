@@ -13,13 +13,7 @@ from asr.cli import options
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.console import Console
-
-    from asr.manifest import Utterance
-    from asr.metrics import Scored
-    from asr.recognizer import Recognizer
+    pass
 
 
 def evaluate(
@@ -51,7 +45,7 @@ def evaluate(
     import numpy as np
     from rich.console import Console
 
-    from asr import metrics
+    from asr import evaluation, metrics
     from asr.decoding import confidence
     from asr.files import write
     from asr.manifest import read
@@ -72,22 +66,24 @@ def evaluate(
     model = options.as_onnx(model)
     recognizer = Recognizer(model, **steering)
     options.note_unspelt(recognizer)
-    failures: list[str] = []
-    sure: list[float] = []
+    failures: list[AsrError] = []
     started = perf_counter()
-    with terminal.interruptible():
-        scored = list(recognise(recognizer, utterances, failures, console, sure))
+    with terminal.interruptible(), terminal.progress(console) as progress:
+        track = progress.track(utterances, description="recognising")
+        found = list(evaluation.recognise(recognizer, track, options.collect(failures)))
+    scored = [one for one, _ in found]
     spent = perf_counter() - started
     if not scored:
         raise AsrError(f"{manifest}: none of {len(utterances)} utterances could be read; the first: {failures[0]}")
     report = metrics.report(scored, worst=worst)
     reliable = None
     if calibration:
+        sure = [word.confidence for _, transcript in found for word in transcript.words]
         known = [confidence.right_words(one.reference, one.hypothesis) for one in scored]
         reliable = confidence.reliability(np.array(sure), np.concatenate(known))
     if as_json:
         language_model = None if recognizer.lm_path is None else str(recognizer.lm_path)
-        figures = report.to_json() | {"failed": failures, "language_model": language_model}
+        figures = report.to_json() | {"failed": [*map(str, failures)], "language_model": language_model}
         if reliable is not None:
             figures["calibration"] = reliable.to_json()
         terminal.show(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
@@ -97,7 +93,7 @@ def evaluate(
         if reliable is not None:
             reliable.render(Console())
     if plot is not None and reliable is not None:
-        title = f"{recognizer.name}: {len(sure)} words, expected calibration error {reliable.error:.3f}"
+        title = f"{recognizer.name}: {reliable.counts.sum()} words, expected calibration error {reliable.error:.3f}"
         picture = plots.reliability(title, reliable.counts, reliable.confidence, reliable.accuracy)
         write(plot, picture, overwrite=overwrite)
     speed = sum(one.duration_s for one in scored) / max(spent, 1e-9)
@@ -132,14 +128,13 @@ def tune(
     """Find the language model's weights on a dev set, calibrate the confidences, and keep both in the model's file."""
     from rich.console import Console
 
-    from asr import audio
+    from asr import evaluation
     from asr.decoding import tuning
     from asr.decoding.confidence import Calibration, ConfidenceError
     from asr.decoding.decoder import Decoder
     from asr.manifest import read
-    from asr.models.network import find_model, is_bundled
+    from asr.models import find_model, is_bundled
     from asr.recognizer import Recognizer
-    from asr.text import normaliser
 
     options.refuse(
         (closed and not options.has_lm(model, lm, beam), "--closed", "is for a language model: --lm FILE"),
@@ -159,19 +154,12 @@ def tune(
     recognizer = Recognizer(model, beam=beam, lm=lm, decoding={"unknown": None} if closed else None)
     options.note_unspelt(recognizer)
     terminal.note(options.describe(recognizer))
-    normalise = normaliser(recognizer.card.get("normaliser", "none"))
-    examples: list[tuning.Example] = []
-    failed = 0
+    failures: list[AsrError] = []
     decoders = {"greedy": Decoder(recognizer.tokens, beam=1), "beam": Decoder(recognizer.tokens, beam=beam)}
     best: tuning.Trial | None = None
     with terminal.interruptible("; nothing was changed"), terminal.progress(Console(stderr=True)) as progress:
-        for utterance in progress.track(utterances, description="running the network"):
-            try:
-                waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
-                examples.append(tuning.Example(recognizer.log_probs(waveform), normalise(utterance.text)))
-            except AsrError as error:
-                terminal.complain(error)
-                failed += 1
+        track = progress.track(utterances, description="running the network")
+        examples = list(evaluation.examples(recognizer, track, options.collect(failures)))
         if not any(example.reference for example in examples):
             raise AsrError(f"{manifest}: expected recordings with texts to tune on, got none that can be used")
         if recognizer.lm is not None:
@@ -198,29 +186,6 @@ def tune(
             tuning.store(path, best.decoding if best else None, calibrations, target)
             with_lm = f"; use it with --lm {recognizer.lm_path}" if output and recognizer.lm_path else ""
             terminal.note(f"{target}: these settings are in it now{with_lm}")
-    if failed:
-        terminal.note(f"{failed} recordings could not be read, see above; the settings are of the others")
+    if failures:
+        terminal.note(f"{len(failures)} recordings could not be read, see above; the settings are of the others")
         raise typer.Exit(1)
-
-
-def recognise(
-    recognizer: Recognizer, utterances: list[Utterance], failures: list[str], console: Console, sure: list[float]
-) -> Iterator[Scored]:
-    """Each utterance's reference and hypothesis; fills in the failures, and the confidences of all words."""
-    from asr import audio
-    from asr.metrics import Scored
-    from asr.text import normaliser
-
-    normalise = normaliser(recognizer.card.get("normaliser", "none"))
-    with terminal.progress(console) as progress:
-        for utterance in progress.track(utterances, description="recognising"):
-            try:
-                waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
-                transcript = recognizer.transcribe(waveform, audio.SAMPLE_RATE)
-            except AsrError as error:
-                failures.append(str(error))
-                terminal.complain(error)
-                continue
-            reference = normalise(utterance.text)
-            sure += [word.confidence for word in transcript.words]
-            yield Scored(utterance.id, reference, transcript.text, utterance.speaker, utterance.duration_s)

@@ -19,7 +19,7 @@ def info(
     """What a model file is: vocabulary, features, network, training, licence, figures."""
     import json
 
-    from asr.models.network import find_lm, find_model
+    from asr.models import find_lm, find_model
     from asr.recognizer import Recognizer
 
     path, lm = find_model(options.as_onnx(model)), find_lm(model)

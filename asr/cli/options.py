@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from asr import terminal
-from asr.errors import nearest
+from asr.errors import AsrError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from asr.recognizer import Recognizer
 
 
@@ -89,9 +91,9 @@ def steering(
 
 def has_lm(model: str, lm: str | None, beam: int, grammar: Path | None = None) -> bool:
     """Whether a Recognizer with these arguments heeds a language model."""
-    from asr.recognizer import default_lm
+    from asr.models import choose_lm
 
-    return default_lm(model, beam, grammar) is not None if lm is None else lm != "none"
+    return choose_lm(lm, model, beam=beam, grammar=grammar) is not None
 
 
 def formats_of(names: str) -> list[str]:
@@ -106,11 +108,11 @@ def formats_of(names: str) -> list[str]:
 
 def as_onnx(model: str) -> str:
     """A run folder stands for its model, exported beside it where that has not been done yet. A model's name goes first."""
-    from asr.models.network import models
+    from asr.models import names
 
     run = Path(model)
     settings, weights, exported = run / "config.yaml", run / "model.safetensors", run / "model.onnx"
-    if model in models() or not any(map(os.path.exists, (settings, weights, exported))):
+    if model in names() or not any(map(os.path.exists, (settings, weights, exported))):
         return model
     if not exported.exists() or (weights.exists() and exported.stat().st_mtime < weights.stat().st_mtime):
         from asr.training.export import export as write_onnx
@@ -130,3 +132,13 @@ def note_unspelt(recognizer: Recognizer) -> None:
     if unspelt:
         few = ", ".join(unspelt[:5]) + ", ..." * (len(unspelt) > 5)
         terminal.note(f"{len(unspelt)} words of the language model cannot be spelt by {recognizer.name}: {few}")
+
+
+def collect(failures: list[AsrError]) -> Callable[[AsrError], None]:
+    """A function that keeps an error, and tells of it at once."""
+
+    def failed(error: AsrError) -> None:
+        failures.append(error)
+        terminal.complain(error)
+
+    return failed

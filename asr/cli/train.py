@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from asr import terminal
-from asr.cli import evaluate, options
+from asr.cli import options
 from asr.errors import AsrError
 
 
@@ -168,14 +168,10 @@ def summary(
 
 
 def _word_error_rate(model: Path, manifest: Path) -> float:
-    from rich.console import Console
-
-    from asr import metrics
+    from asr import evaluation
     from asr.manifest import read
     from asr.recognizer import Recognizer
 
-    failures: list[str] = []
-    scored = list(evaluate.recognise(Recognizer(model, beam=1), read(manifest), failures, Console(stderr=True), []))
-    if failures:
-        raise AsrError(f"{manifest}: {len(failures)} utterances failed; run asr doctor on it first")
-    return metrics.report(scored, bootstrap=0).wer
+    with terminal.progress(terminal.stderr(False)) as progress:
+        track = progress.track(read(manifest), description="recognising")
+        return evaluation.word_error_rate(Recognizer(model, beam=1), track)

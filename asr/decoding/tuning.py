@@ -28,9 +28,9 @@ _ROUNDS = 4  # with half the steps each
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An utterance of the dev set. log_probs: (T, V); reference: its normalised text."""
+    """An utterance of the dev set. parts: (T, V) log-probabilities, decoded one by one; reference: its normalised text."""
 
-    log_probs: np.ndarray
+    parts: Sequence[np.ndarray]
     reference: str
 
 
@@ -95,8 +95,8 @@ def error_rates(examples: Sequence[Example], decoder: Decoder) -> tuple[float, f
     """WER and CER of a decoder, as shares of the words and characters of the references."""
     errors, lengths = np.zeros(2, int), np.zeros(2, int)
     for example in examples:
-        found = decoder.texts(decoder(example.log_probs), 1)
-        text = found[0][0] if found else ""
+        found = (decoder.texts(decoder(part), 1) for part in example.parts)
+        text = " ".join(texts[0][0] for texts in found if texts and texts[0][0])
         sides = ((example.reference.split(), text.split()), (list(example.reference), list(text)))
         for i, (reference, hypothesis) in enumerate(sides):
             errors[i] += Levenshtein.distance(reference, hypothesis)
@@ -120,13 +120,14 @@ def signs(examples: Sequence[Example], decoder: Decoder) -> tuple[np.ndarray, np
     letters: list[float] = []
     right: list[bool] = []
     for example in examples:
-        found = decoder(example.log_probs)
-        if not found:
-            continue
-        words = decoder.words(found, example.log_probs, 1.0)
-        share += decoder.shares(found)
-        letters += [word.confidence for word in words]
-        right += confidence.right_words(example.reference, " ".join(word.text for word in words)).tolist()
+        words: list[str] = []
+        for part in example.parts:
+            if found := decoder(part):
+                share += decoder.shares(found)
+                timed = decoder.words(found, part, 1.0)
+                letters += [word.confidence for word in timed]
+                words += [word.text for word in timed]
+        right += confidence.right_words(example.reference, " ".join(words)).tolist()
     return np.array(share), np.array(letters), np.array(right, bool)
 
 

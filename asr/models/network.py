@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,22 @@ import numpy as np
 import onnxruntime
 
 from asr import audio
-from asr.errors import AsrError
-from asr.models import onnxfile
+from asr.models import ModelError, onnxfile
 from asr.tokens import TokenError, Tokens
 
 # The newest metadata that this version understands: 1 was of networks that only hear whole utterances, 3 is of subwords,
 # 4 of pre-trained encoders, which hear windows and take left context.
 SCHEMA = 4
-DEFAULT_MODEL = "english"
 _CONTEXT_S = 2.0  # heard on either side of a window's own frames
 MAX_RECEPTIVE_S = 30.0  # of one frame's convolutions; no network of sense comes near it
 _MAX_STATE = 1 << 20  # numbers
 _MAX_MEMORY = 8 << 30  # bytes, for all networks of a process; twice what 20 minutes take in a large one
-_BUNDLED = Path(__file__).parent
-
-
-class ModelError(AsrError):
-    """A model file that is missing, not one of this package's, or of a newer version."""
 
 
 class Network:
     """The network in a model's file, and the card that `asr export` wrote there. Safe to share between threads.
 
-    path:            of the ONNX file, see find_model.
+    path:            of the ONNX file, see `asr.models.find_model`.
     threads:         of onnxruntime.
     tokens:          the vocabulary; V = len(tokens).
     frame_shift:     samples from one frame to the next; frame_shift_s is the same in seconds.
@@ -174,42 +166,6 @@ def _windows(card: dict[str, Any], shift_s: float, path: Path) -> tuple[int, int
             "export the model again"
         )
     return max(1, int(window_s / shift_s)), round(left_s / shift_s)
-
-
-def models() -> dict[str, Path]:
-    """The models known by name: those in the package, and NAME.onnx in $ASR_MODELS (if not set, ~/.asr/models)."""
-    own = Path(os.environ.get("ASR_MODELS") or Path.home() / ".asr" / "models")
-    return {path.stem: path for path in (*sorted(_BUNDLED.glob("*/*.onnx")), *sorted(own.glob("*.onnx")))}
-
-
-def find_model(model: str | Path | None) -> Path:
-    """The file of a model given by path or by name. raises: ModelError listing the names there are."""
-    path = Path(model if model is not None else DEFAULT_MODEL)
-    named = models()
-    if str(path) in named:
-        return named[str(path)]
-    try:
-        if path.is_file():
-            return path
-        what = "a folder" if path.is_dir() else "a device" if path.exists() else "no such file"
-    except OSError as error:  # a name too long, a folder above it that may not be entered
-        what = str(error.strerror)
-    raise ModelError(f"{path}: expected a model file (.onnx) or one of the names {', '.join(named)}; got {what}")
-
-
-def is_bundled(path: Path) -> bool:
-    """Whether a file is of the package, which no command writes to."""
-    return path.resolve().is_relative_to(_BUNDLED.resolve())
-
-
-def find_lm(model: str | Path | None) -> Path | None:
-    """The language model that comes with a model given by name: beside its file, of the same name with the suffix .lm.
-
-    None where there is none; and for a model given by path, which what happens to lie in the same folder must not change.
-    """
-    named = models().get(str(Path(model if model is not None else DEFAULT_MODEL)))
-    lm = named and named.with_suffix(".lm")
-    return lm if lm and lm.exists() else None
 
 
 @functools.cache

@@ -175,7 +175,7 @@ def test_shorter_than_a_frame(cli: Cli, tmp_path: Path, count: int) -> None:
 def test_bad_models(cli: Cli, tmp_path: Path, model: str, message: str) -> None:
     import onnx
 
-    from asr.models.network import find_model
+    from asr.models import find_model
 
     source = find_model("digits")
     (tmp_path / "text.onnx").write_text("not a model")
@@ -348,7 +348,7 @@ def test_info_shows_what_there_is(
 ) -> None:
     import onnx
 
-    from asr.models.network import find_model
+    from asr.models import find_model
 
     graph = onnx.load(find_model("digits"))
     card = json.loads(graph.metadata_props[0].value) | change
@@ -365,7 +365,7 @@ def test_info_shows_what_there_is(
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder whose model has been exported already."""
-    from asr.models.network import find_model
+    from asr.models import find_model
 
     folder = tmp_path / "runs/mine"
     folder.mkdir(parents=True)

@@ -20,7 +20,7 @@ from conftest import DATA, Cli
 from asr import cli as command_line
 from asr.lm import kneserney
 from asr.lm.model import NgramModel
-from asr.models.network import find_model
+from asr.models import find_model
 
 DIGITS, SEVEN, THREE = DATA / "connected_digits.flac", DATA / "7_jackson_0.wav", DATA / "3_nicolas_0.wav"
 TEXT = "Five seven, nine zero!\none two three\nthree four five\nseven\n\nthree\nnine zero one\n"

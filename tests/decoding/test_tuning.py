@@ -21,8 +21,7 @@ from asr.decoding.decoder import Decoder
 from asr.decoding.fusion import Decoding
 from asr.decoding.tuning import Example, Trial
 from asr.lm import kneserney
-from asr.models import onnxfile
-from asr.models.network import find_model
+from asr.models import find_model, onnxfile
 from asr.tokens import BLANK, Tokens
 
 TOKENS = Tokens.of(" abcd")
@@ -38,7 +37,7 @@ def noisy(texts: list[str], noise: float, seed: int = 0) -> list[Example]:
         path = [token for letter in text for token in (TOKENS.encode(letter)[0], BLANK)]
         logits = 4 * np.eye(len(TOKENS))[path] + noise * rng.normal(size=(len(path), len(TOKENS)))
         log_probs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-        examples.append(Example(log_probs.astype(np.float32), text))
+        examples.append(Example([log_probs.astype(np.float32)], text))
     return examples
 
 

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from asr.models import onnxfile
-from asr.models.network import find_model
+from asr.models import find_model, onnxfile
 from asr.models.onnxfile import OnnxFileError
 
 
