@@ -28,7 +28,11 @@ class ManifestError(AsrError):
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """A stretch of an audio file and its transcript. duration_s, offset_s: seconds."""
+    """A stretch of an audio file and its transcript. duration_s, offset_s: seconds.
+
+    >>> Utterance(Path("talks/one.flac"), 2.5, "hello there", offset_s=61.25).id
+    'one@61.25'
+    """
 
     audio: Path
     duration_s: float

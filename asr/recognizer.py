@@ -44,8 +44,9 @@ class Recognizer:
     lm_path:   the language model's file; None without one, and for one that was given itself.
     normalise: a text -> as this recogniser would write it.
 
-    >>> Recognizer("digits").transcribe("tests/data/7_jackson_0.wav").text  # doctest: +SKIP
-    'seven'
+    >>> transcript = Recognizer("digits").transcribe("tests/data/7_jackson_0.wav")
+    >>> transcript.text, transcript.words[0].text
+    ('seven', 'seven')
     """
 
     def __init__(

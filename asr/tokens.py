@@ -45,6 +45,12 @@ class Tokens:
     alphabet: the single characters.
     raises:   TokenError if the first is not the blank, one occurs twice, or one is no piece: empty, with a space that is
               not its beginning, with a character that is no token of its own, or of over MAX_PIECE characters.
+
+    >>> tokens = Tokens.of(" abc")
+    >>> tokens.encode("a cab")
+    [2, 1, 4, 2, 3]
+    >>> tokens.text([4, 2, 3])
+    'cab'
     """
 
     def __init__(self, symbols: Sequence[str]) -> None:

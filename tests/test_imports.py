@@ -1,6 +1,9 @@
 """The layering: who may import whom, and what runs without PyTorch."""
 
 import ast
+import doctest
+import importlib
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +75,31 @@ asr.cli.main()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["five seven nine zero", "seven"]
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("asr", "AsrError Final Partial Recognizer Transcript __version__"),
+        ("asr.audio", "SAMPLE_RATE AudioError as_waveform blocks info pipe_blocks read read_utterance resample"),
+        ("asr.stream", "Endpoint Endpointing Event Final Partial Stream StreamError CHUNK_S RIGHT_CONTEXT_S"),
+        ("asr.session", "Gate Session Trouble listen"),
+        ("asr.manifest", "ManifestError Skipped Utterance read write"),
+        ("asr.text", "NORMALISERS TextError english letters normaliser squeeze"),
+        ("asr.tokens", "BLANK Span TokenError Tokens min_frames"),
+        ("asr.corpus", "Archive CorpusError Recording Splits Table find hold_out openslr parser prepare"),
+    ],
+)
+def test_names_that_other_programs_import(module: str, names: str) -> None:
+    assert [name for name in names.split() if not hasattr(importlib.import_module(module), name)] == []
+
+
+@pytest.mark.parametrize("module", ["asr", "asr.recognizer", "asr.errors", "asr.text", "asr.tokens", "asr.manifest"])
+def test_examples_in_docstrings(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(DATA.parents[1])
+    tried = doctest.testmod(importlib.import_module(module))
+    assert tried.attempted > 0
+    assert tried.failed == 0
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

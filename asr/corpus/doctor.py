@@ -128,7 +128,7 @@ class Diagnosis:
 
 def check(
     utterances: Sequence[Utterance],
-    tokens: Tokens | None,
+    tokens: Tokens,
     normalise: Callable[[str], str],
     frame_shift_s: float = 0.04,
     *,
@@ -137,7 +137,7 @@ def check(
 ) -> Diagnosis:
     """Everything that is wrong with the utterances. Each is decoded once, several at a time.
 
-    tokens:        the vocabulary the normalised text must be spelt with; None: any character will do.
+    tokens:        the vocabulary the normalised text must be spelt with.
     frame_shift_s: seconds of audio for one frame of the network's output; CTC needs a frame for each token.
     manifest:      the file the utterances come from, whose bytes are looked at too.
     progress:      a Rich progress display to add a bar to.
@@ -198,7 +198,7 @@ def check(
         text = normalise(utterance.text)
         diagnosis.characters += len(text)
         texts[text] += 1
-        outside = Counter(character for character in text if tokens is not None and tokens.unknown(character))
+        outside = Counter(character for character in text if tokens.unknown(character))
         if not text:
             faults.append(("error", "empty text", f"nothing is left of {utterance.text!r}"))
         elif duration_s > 0:
@@ -206,7 +206,7 @@ def check(
         if outside:
             unknown += outside
             faults.append(("error", "text outside alphabet", f"{', '.join(map(repr, outside))} in {text!r}"))
-        token_ids = [ord(character) for character in text] if outside or tokens is None else tokens.encode(text)
+        token_ids = [ord(character) for character in text] if outside else tokens.encode(text)
         frames = math.floor(duration_s / frame_shift_s + 1e-6)  # 1.16 / 0.04 is 28.999...
         if min_frames(token_ids) > frames:
             detail = f"{len(text)} characters need {min_frames(token_ids)} frames, {duration_s:.2f} s gives {frames}"

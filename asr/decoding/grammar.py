@@ -52,8 +52,8 @@ class Grammar:
         rules: Mapping[str, Expression] | None = None,
         where: str = "grammar",
     ) -> None:
-        self._tokens = tokens.characters  # of subwords: see `asr.decoding.subwords`
-        self._next, self._final = _Automaton(sentences, self._tokens, rules or {}, where).table()
+        # Of subwords, see `asr.decoding.subwords`.
+        self._next, self._final = _Automaton(sentences, tokens.characters, rules or {}, where).table()
 
     @classmethod
     def read(cls, path: str | Path, normalise: Callable[[str], str], tokens: Tokens) -> Grammar:
@@ -85,15 +85,6 @@ class Grammar:
         if not listed:
             raise GrammarError(f"{where}: expected a sentence a line, or #JSGF at the start, got neither")
         return cls(Choice(tuple(listed)), tokens, where=where)
-
-    def accepts(self, text: str) -> bool:
-        """Whether a text, normalised, is a sentence of the grammar."""
-        if self._tokens.unknown(text):
-            return False
-        state = _START
-        for token in self._tokens.encode(text):
-            state = self._next[state, token]
-        return bool(self._final[state])
 
     def scores(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """0 for each token that a prefix can grow by, -inf for the others. (n,), (K,) -> (n, K) float64."""

@@ -186,11 +186,6 @@ class NgramModel:
         """(V,) float32, natural log of each word's probability without context."""
         return self.log_probs[1 : 1 + len(self.words)]
 
-    @property
-    def has_unk(self) -> bool:
-        """Whether <unk> has a probability of its own, not ARPA's -99 or the -100 it gets (as in KenLM) if not listed."""
-        return bool(self.unigrams[UNK] > NO_UNK / 2)
-
     def score(self, states: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The probability of a word in each of n states, and the states after it.
 

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from grammars import accepts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -163,7 +164,7 @@ def test_models_hot_words_and_grammars_decide_what_the_network_cannot() -> None:
     assert best(Decoder(TOKENS, hotwords={"cab": 3.0}), unsure) == "ab cab"
     assert best(Decoder(TOKENS, hotwords={"ab cab": 3.0}, beam=1), unsure) == "ab cab"
     assert best(Decoder(TOKENS, grammar=Grammar.parse("ab cab", squeeze, TOKENS)), unsure) == "ab cab"
-    assert Grammar.parse("ab cab", squeeze, TOKENS).accepts("ab cab")
+    assert accepts(Grammar.parse("ab cab", squeeze, TOKENS), TOKENS.characters, "ab cab")
 
 
 def test_words_begin_where_pieces_begin_with_a_space() -> None:
