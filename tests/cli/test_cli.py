@@ -166,7 +166,7 @@ def test_shorter_than_a_frame(cli: Cli, tmp_path: Path, count: int) -> None:
         (".", "got a folder"),
         ("text.onnx", "expected a model (ONNX) written by asr export"),
         ("bare.onnx", "without its metadata"),
-        ("newer.onnx", "model schema 99, this version knows 3; update the package"),
+        ("newer.onnx", "model schema 99, this version knows 4; update the package"),
         ("rate.onnx", "has a sample rate of 8000"),
         ("cut.onnx", "expected a model (ONNX)"),
         ("encoding.onnx", "expected metadata in UTF-8, got other bytes"),
