@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -62,6 +63,19 @@ class Recognizer:
         n_best: int = 1,
         threads: int = 1,
     ) -> None:
+        if hotwords is not None and not isinstance(hotwords, str | Path):
+            hotwords = list(hotwords)
+        self._arguments = {
+            "model": model,
+            "beam": beam,
+            "lm": lm,
+            "decoding": decoding,
+            "hotwords": hotwords,
+            "grammar": grammar,
+            "reject": reject,
+            "n_best": n_best,
+            "threads": threads,
+        }
         if beam < 1:
             raise ModelError(f"expected a beam of at least 1, got {beam}")
         if not 1 <= n_best <= beam:
@@ -97,6 +111,13 @@ class Recognizer:
             calibration=_numbers(Calibration, calibrations.get(kind) if isinstance(calibrations, dict) else None),
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: what makes it again, from the same files, such as in another process."""
+        return self._arguments
+
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        self.__init__(**arguments)  # type: ignore[misc]
+
     def log_probs(self, waveform: np.ndarray) -> np.ndarray:
         """CTC log-probabilities of one utterance.
 
@@ -115,40 +136,70 @@ class Recognizer:
             )
         return self.network.log_probs(waveform)
 
-    def transcribe(self, source: str | Path | np.ndarray, sample_rate: int | None = None) -> Transcript:
+    def transcribe(
+        self,
+        source: Any,
+        sample_rate: int | None = None,
+        *,
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        track: int | None = None,
+        channel: int | None = None,
+    ) -> Transcript:
         """The text of a recording, with the times and confidence of its words.
 
-        source:      path of an audio file, or samples (N,) or (N, channels), float or integer.
+        source:      path of an audio file, its content as bytes, or a file that is open; or samples (N,) or (N, channels),
+                     float or integer, as an array or what numpy makes one of.
         sample_rate: Hz, required with samples; a file brings its own.
+        start_s:     what is before is not heard; times are still those of the recording. end_s: likewise.
+        track:       of several audio tracks in a file, from 1; the default one if not given.
+        channel:     that one alone, from 0; all are mixed if not given.
         raises:      AudioError; ModelError if the network fails at it, as for lack of memory.
         """
-        if isinstance(source, np.ndarray):
-            if sample_rate is None:
-                raise audio.AudioError("expected the sample rate with an array of samples: transcribe(samples, 16000)")
-            blocks: Iterable[np.ndarray] = [audio.as_waveform(source, sample_rate)]
+        if end_s is not None and not end_s > start_s:
+            raise audio.AudioError(f"expected an end after the start at {start_s} s, got {end_s} s")
+        duration_s = None if end_s is None else end_s - start_s
+        is_file = hasattr(source, "read") or isinstance(source, (str, os.PathLike))
+        if is_file or (sample_rate is None and isinstance(source, (bytes, bytearray))):
+            blocks = audio.blocks(source, offset_s=start_s, duration_s=duration_s, track=track, channel=channel)
+        elif sample_rate is None and source is not None:
+            raise audio.AudioError("expected the sample rate with samples: transcribe(samples, 16000)")
         else:
-            blocks = audio.blocks(source)
-        return self.transcribe_blocks(blocks)
+            waveform = audio.as_waveform(
+                source, audio.SAMPLE_RATE if sample_rate is None else sample_rate, channel=channel
+            )
+            length_s = len(waveform) / audio.SAMPLE_RATE
+            if not 0 <= start_s < length_s:
+                raise audio.AudioError(f"expected audio at {start_s} s, but the samples end at {length_s:.2f} s")
+            at, end = (None if s is None else round(s * audio.SAMPLE_RATE) for s in (start_s, end_s))
+            blocks = iter([waveform[at:end]])
+        return self.transcribe_blocks(blocks, start_s=start_s)
 
     def transcribe_blocks(
-        self, blocks: Iterable[np.ndarray], progress: Callable[[str, float], None] = lambda text, end_s: None
+        self,
+        blocks: Iterable[np.ndarray],
+        progress: Callable[[str, float], None] = lambda text, end_s: None,
+        *,
+        start_s: float = 0.0,
     ) -> Transcript:
         """The text of a recording of any length that arrives in pieces, (n,) float32 at 16 kHz, in bounded memory.
 
         progress: called after each utterance with its text, which may be empty, and the seconds at which it ended.
+        start_s:  when the first sample is; all times count from there.
         """
         words: list[Word] = []
         alternatives: list[Alternatives] = []
-        duration_s = 0.0
-        for start_s, duration_s, log_probs in self.parts(blocks):
+        ended_s = start_s
+        for since_s, until_s, log_probs in self.parts(blocks):
+            began_s, ended_s = start_s + since_s, start_s + until_s
             found = self.decoder(log_probs)
-            said = self.decoder.words(found, log_probs, self.frame_shift_s, start_s)
+            said = self.decoder.words(found, log_probs, self.frame_shift_s, began_s)
             words += said
             if self.n_best > 1:
-                alternatives.append(Alternatives(start_s, duration_s, self.decoder.texts(found, self.n_best)))
-            progress(" ".join(word.text for word in said), duration_s)
+                alternatives.append(Alternatives(began_s, ended_s, self.decoder.texts(found, self.n_best)))
+            progress(" ".join(word.text for word in said), ended_s)
         text = " ".join(word.text for word in words)
-        return Transcript(text, sounded_out(words, duration_s), duration_s, self.name, tuple(alternatives))
+        return Transcript(text, sounded_out(words, ended_s), ended_s, self.name, tuple(alternatives))
 
     def parts(self, blocks: Iterable[np.ndarray]) -> Iterator[pauses.Part]:
         """What the network hears in a recording's utterances, as `transcribe_blocks` decodes them one by one."""
@@ -160,10 +211,19 @@ class Recognizer:
         chunk_s: float = stream.CHUNK_S,
         right_context_s: float = stream.RIGHT_CONTEXT_S,
         endpointing: pauses.Endpointing | None = None,
+        sample_rate: int = audio.SAMPLE_RATE,
     ) -> stream.Stream:
-        """Recognition of audio as it arrives: feed() it samples at 16 kHz, flush() at the end; see asr.stream."""
+        """Recognition of audio as it arrives: feed() it samples, flush() at the end; see asr.stream.
+
+        sample_rate: of the samples, in Hz.
+        """
         return stream.Stream(
-            self.network, self.decoder, chunk_s=chunk_s, right_context_s=right_context_s, endpointing=endpointing
+            self.network,
+            self.decoder,
+            chunk_s=chunk_s,
+            right_context_s=right_context_s,
+            endpointing=endpointing,
+            sample_rate=sample_rate,
         )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,9 @@ class Stream:
                       chunk less on average.
     right_context_s:  what the network hears beyond each chunk. One-directional networks have no use for it.
     endpointing:      the rules.
-    raises:           StreamError for lengths that are none; ModelError if the network only hears whole utterances.
+    sample_rate:      of what is fed, in Hz.
+    raises:           StreamError for lengths that are none; AudioError for a rate that is none;
+                      ModelError if the network only hears whole utterances.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Stream:
         chunk_s: float = CHUNK_S,
         right_context_s: float = RIGHT_CONTEXT_S,
         endpointing: Endpointing | None = None,
+        sample_rate: int = audio.SAMPLE_RATE,
     ) -> None:
         rules = endpointing or Endpointing()
         shift_s = network.frame_shift_s
@@ -105,18 +109,25 @@ class Stream:
         self._done = 0
         self._start = 0  # the utterance's first frame
         self._audio = np.zeros(network.left, np.float32)  # what the frames from `_start` on see
+        self._converter = audio.Converter(sample_rate)
         self._fed = 0  # samples
         self._ended = False
         self._begin()
         self._network.part(np.zeros(network.receptive_field, np.float32), 1, network.first_state())
 
-    def feed(self, samples: np.ndarray) -> list[Event]:
-        """The events of more audio, (n,) float32 at 16 kHz, any n. raises: AudioError; StreamError after flush."""
+    def feed(self, samples: Any) -> list[Event]:
+        """The events of more audio: samples (n,) or (n, channels), any n, of any kind that `audio.as_samples` takes.
+
+        raises: AudioError; StreamError after flush.
+        """
         if self._ended:
             raise StreamError("expected no more samples after flush(); start another stream")
-        if np.size(samples) == 0:
+        if (len(samples) if isinstance(samples, (bytes, bytearray)) else np.size(samples)) == 0:
             return []
-        samples = audio.as_waveform(samples, audio.SAMPLE_RATE)
+        return self._hear(self._converter.feed(audio.as_samples(samples)))
+
+    def _hear(self, samples: np.ndarray) -> list[Event]:
+        """The events of more of the waveform."""
         self._audio = np.concatenate([self._audio, samples])
         self._fed += len(samples)
         events: list[Event] = []
@@ -128,6 +139,7 @@ class Stream:
         """The events of what is left, as if silence followed; the stream is over."""
         if self._ended:
             return []
+        events = self._hear(self._converter.flush())
         self._ended = True
         # As many frames as a file of this length has: the last may see beyond the end, where there is nothing.
         last = -(-self._fed // self._network.frame_shift)
@@ -135,7 +147,6 @@ class Stream:
             (last - 1) * self._network.frame_shift + self._network.receptive_field - self._network.left - self._fed
         )
         self._audio = np.pad(self._audio, (0, max(0, missing)))
-        events: list[Event] = []
         while self._done < last:
             left = last - self._done
             events += self._advance(min(self._chunk, left), min(self._chunk + self._context, left))

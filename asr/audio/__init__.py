@@ -11,15 +11,27 @@ from asr.audio.files import (
     read,
     read_utterance,
 )
-from asr.audio.waveform import SAMPLE_RATE, AudioError, Mixer, as_waveform, pad, padding, resample
+from asr.audio.waveform import (
+    SAMPLE_RATE,
+    AudioError,
+    Converter,
+    Mixer,
+    as_samples,
+    as_waveform,
+    pad,
+    padding,
+    resample,
+)
 
 __all__ = [
     "SAMPLE_RATE",
     "SUFFIXES",
     "AudioError",
     "AudioInfo",
+    "Converter",
     "Mixer",
     "Source",
+    "as_samples",
     "as_waveform",
     "blocks",
     "info",

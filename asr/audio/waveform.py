@@ -87,32 +87,47 @@ def _sums(past: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.asarray(sliding_window_view(np.concatenate([past, values]), _MIX_FRAMES, axis=0).sum(axis=-1))
 
 
+class Converter:
+    """Samples of one recording, as they come -> a waveform at another rate.
+
+    channel: that one alone, from 0; otherwise all are mixed, see Mixer.
+    raises:  AudioError for a rate that no recording has; `feed` for a channel that is not there, and for no samples.
+    """
+
+    def __init__(self, rate: float, sample_rate: int = SAMPLE_RATE, channel: int | None = None) -> None:
+        check_rate(rate)
+        self._mixer, self._channel = Mixer(round(rate)), channel
+        self._resampler = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+
+    def feed(self, samples: np.ndarray) -> np.ndarray:
+        """(n, channels) float32 -> (m,) float32: as much as can be had now."""
+        _check_samples(samples, "export the audio again, scaled to that")
+        if self._channel is None:
+            mono = self._mixer.feed(samples)
+        elif self._channel < samples.shape[1]:
+            mono = np.ascontiguousarray(samples[:, self._channel])
+        else:
+            raise AudioError(f"expected channel {self._channel + 1}, got audio of {samples.shape[1]}")
+        return mono if self._resampler is None else self._resampler.resample_chunk(mono)
+
+    def flush(self) -> np.ndarray:
+        """The rest."""
+        last = self._mixer.flush()
+        return last if self._resampler is None else self._resampler.resample_chunk(last, last=True)
+
+
 def convert(
     pieces: Iterable[np.ndarray], rate: int, sample_rate: int = SAMPLE_RATE, channel: int | None = None
 ) -> Iterator[np.ndarray]:
-    """Pieces (n, channels) float32 at one rate -> pieces (m,) float32 at another; channel: that one alone, from 0.
-
-    raises: AudioError for what cannot be samples, and for a rate or a channel that cannot be; and what the pieces raise,
-            after all that came before it.
-    """
-    check_rate(rate)
-    mixer = Mixer(rate)
-    resampler = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+    """Pieces of a recording through a Converter. raises: AudioError, also that of the pieces, after all that came before."""
+    converter = Converter(rate, sample_rate, channel)
     fault: AudioError | None = None
     try:
         for piece in pieces:
-            _check_samples(piece, "export the audio again, scaled to that")
-            if channel is None:
-                mono = mixer.feed(piece)
-            elif channel < piece.shape[1]:
-                mono = np.ascontiguousarray(piece[:, channel])
-            else:
-                raise AudioError(f"expected channel {channel + 1}, got audio of {piece.shape[1]}")
-            yield mono if resampler is None else resampler.resample_chunk(mono)
+            yield converter.feed(piece)
     except AudioError as error:
         fault = error
-    last = mixer.flush()
-    yield last if resampler is None else resampler.resample_chunk(last, last=True)
+    yield converter.flush()
     if fault is not None:
         raise fault
 
@@ -151,22 +166,37 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 def as_waveform(samples: Any, sample_rate: float, *, channel: int | None = None) -> np.ndarray:
-    """Samples as the package's waveform: an array, or what numpy makes one of, such as a list or a tensor.
+    """Samples as the package's waveform, see as_samples.
 
-    samples: (N,) or (N, channels); floats with full scale +-1, or integers of up to 32 bits with their own full scale.
     channel: that one alone, from 0; otherwise all are mixed, see Mixer.
     returns: (N',) float32, mono, 16 kHz.
-    raises:  AudioError if it is empty, of another shape (channels first, say) or type, not finite, or floats that are
-             no samples of full scale +-1; and for a rate that no recording has.
+    raises:  AudioError, as as_samples does, and for a rate that no recording has.
     """
     check_rate(sample_rate)
+    converter = Converter(round(sample_rate), round(sample_rate), channel)
+    mono = np.concatenate([converter.feed(as_samples(samples)), converter.flush()])
+    return resample(mono, round(sample_rate), SAMPLE_RATE)  # whole: to the last bit as `resample` does it
+
+
+def as_samples(samples: Any) -> np.ndarray:
+    """What stands for samples as (N, channels) float32, full scale +-1.
+
+    samples: (N,) or (N, channels), as an array or what numpy makes one of, such as a list or a tensor; floats with full
+             scale +-1, or integers of up to 32 bits with their own full scale. Or bytes: of 16 bits each, little-endian.
+    raises:  AudioError if it is empty, of another shape (channels first, say) or type, not finite, or floats that are
+             no samples of full scale +-1.
+    """
+    if isinstance(samples, (bytes, bytearray, memoryview)):
+        if len(samples) % 2:
+            raise AudioError(f"expected bytes of 16-bit samples, two each, got {len(samples)}")
+        samples = np.frombuffer(samples, "<i2")
     try:
         samples = np.asarray(samples)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors on a GPU or with a gradient
         reason = str(error).splitlines()[0]
         raise AudioError(f"expected samples as an array of numbers, got {type(samples).__name__}: {reason}") from None
-    if not np.issubdtype(samples.dtype, np.number):
-        raise AudioError(f"expected samples that are floats or integers, got {samples.dtype}")
+    if samples.dtype == object and samples.ndim == 0:
+        raise AudioError(f"expected samples as an array of numbers, got {type(samples[()]).__name__}")
     if samples.ndim not in (1, 2) or samples.size == 0:
         raise AudioError(f"expected samples of shape (N,) or (N, channels) with N > 0, got {samples.shape}")
     if samples.ndim == 2 and samples.shape[1] > _MAX_CHANNELS:
@@ -183,11 +213,8 @@ def as_waveform(samples: Any, sample_rate: float, *, channel: int | None = None)
         raise AudioError(f"expected samples that are floats or integers, got {samples.dtype}")
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which the check reports
         samples = np.asarray(samples, dtype=np.float32)
-    samples = samples[:, None] if samples.ndim == 1 else samples
     _check_samples(samples, "divide them by 32768, perhaps")
-    # Whole, not in pieces: a short array is resampled as `resample` does it, to the last bit.
-    mono = np.concatenate(list(convert([samples], round(sample_rate), round(sample_rate), channel)))
-    return resample(mono, round(sample_rate), SAMPLE_RATE)
+    return np.asarray(samples[:, None] if samples.ndim == 1 else samples)
 
 
 def pad(waveform: np.ndarray, receptive_field: int, frame_shift: int) -> np.ndarray:

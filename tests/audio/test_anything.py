@@ -1,0 +1,157 @@
+"""What a recogniser can be given instead of a file's name, and what it must refuse."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import os
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import DATA
+
+from asr import Recognizer, audio
+from asr.audio import AudioError
+
+PATH = DATA / "connected_digits.flac"
+TEXT = "five seven nine zero"
+
+
+@pytest.fixture(scope="module")
+def recognizer() -> Recognizer:
+    return Recognizer("digits", beam=1)
+
+
+@pytest.fixture(scope="module")
+def samples() -> np.ndarray:
+    return soundfile.read(PATH, dtype="float32")[0]
+
+
+@pytest.fixture(scope="module")
+def rate() -> int:
+    return soundfile.info(PATH).samplerate
+
+
+def test_a_file_in_any_form(recognizer: Recognizer) -> None:
+    content = PATH.read_bytes()
+    whole = io.BytesIO(content)
+    whole.seek(100)  # a file is read from its beginning, wherever it stands
+    expected = recognizer.transcribe(PATH)
+    assert expected.text == TEXT
+    with PATH.open("rb") as file:
+        for source in (str(PATH), content, bytearray(content), whole, file):
+            assert recognizer.transcribe(source) == expected
+
+
+def test_samples_in_any_form(recognizer: Recognizer, samples: np.ndarray, rate: int) -> None:
+    torch = pytest.importorskip("torch")
+    whole = np.round(samples * 32768).astype("<i2")
+    forms = [
+        samples,
+        samples.tolist(),
+        tuple(samples.tolist()),
+        torch.tensor(samples),
+        whole,
+        whole.tobytes(),
+        samples[:, None],
+    ]
+    for form in forms:
+        assert recognizer.transcribe(form, rate).text == TEXT
+
+
+def test_a_stream_of_any_form_and_rate(recognizer: Recognizer, samples: np.ndarray, rate: int) -> None:
+    whole = np.round(samples * 32768).astype("<i2")
+    high = np.stack([audio.resample(samples, rate, 48_000)] * 2, axis=1)
+    for form, at in ((samples, rate), (samples.tolist(), rate), (whole.tobytes(), rate), (high, 48_000)):
+        stream = recognizer.stream(sample_rate=at)
+        events = [event for start in range(0, len(form), 1000) for event in stream.feed(form[start : start + 1000])]
+        events += stream.flush()
+        assert " ".join(event.text for event in events if type(event).__name__ == "Final") == TEXT
+        assert stream.time_s == pytest.approx(len(samples) / rate, abs=0.001)
+
+
+def test_a_stream_resampled_in_pieces_is_the_file(recognizer: Recognizer, samples: np.ndarray, rate: int) -> None:
+    converter = audio.Converter(rate)
+    pieces = [converter.feed(samples[start : start + 777, None]) for start in range(0, len(samples), 777)]
+    np.testing.assert_allclose(np.concatenate([*pieces, converter.flush()]), audio.read(PATH), atol=1e-5)
+
+
+@pytest.mark.parametrize("source", [None, 3.5, object(), {"a": 1}, [[0.0], [0.0, 0.0]], "".join, b"abc"])
+def test_what_is_no_recording_is_refused(recognizer: Recognizer, source: object) -> None:
+    with pytest.raises(AudioError):
+        recognizer.transcribe(source, 16_000)
+
+
+def test_samples_need_a_rate(recognizer: Recognizer, samples: np.ndarray) -> None:
+    for form in (samples, samples.tolist()):
+        with pytest.raises(AudioError, match="expected the sample rate with samples"):
+            recognizer.transcribe(form)
+    with pytest.raises(AudioError, match="expected samples as an array of numbers, got NoneType"):
+        recognizer.transcribe(None)
+    with PATH.open(encoding="latin-1") as text, pytest.raises(AudioError, match="binary mode"):
+        recognizer.transcribe(text)
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -16_000, 0, 1, 999, 1e9, "16000", None])
+def test_rates_that_no_recording_has(recognizer: Recognizer, rate: float) -> None:
+    with pytest.raises(AudioError, match="rate"):
+        recognizer.transcribe(np.zeros(16_000), rate)
+    if rate is not None:
+        with pytest.raises(AudioError, match="from 1000 to 1000000 Hz"):
+            recognizer.stream(sample_rate=rate)
+
+
+def test_a_stretch_of_a_recording(recognizer: Recognizer, samples: np.ndarray, rate: int) -> None:
+    words = recognizer.transcribe(PATH).words
+    start_s, end_s = words[0].end_s + 0.02, (words[2].end_s + words[3].start_s) / 2
+    for transcript in (
+        recognizer.transcribe(PATH, start_s=start_s, end_s=end_s),
+        recognizer.transcribe(samples, rate, start_s=start_s, end_s=end_s),
+    ):
+        assert transcript.text == "seven nine"
+        assert [word.start_s for word in transcript.words] == pytest.approx(
+            [word.start_s for word in words[1:3]], abs=0.1
+        )
+        assert transcript.duration_s == pytest.approx(end_s, abs=0.001)
+    for bad in ({"start_s": 99.0}, {"start_s": -1.0}, {"start_s": 1.0, "end_s": 0.5}, {"start_s": math.nan}):
+        for source in ((PATH,), (samples, rate)):
+            with pytest.raises(AudioError, match="expected a"):
+                recognizer.transcribe(*source, **bad)
+
+
+def test_one_channel(recognizer: Recognizer, samples: np.ndarray, rate: int, tmp_path: Path) -> None:
+    other = audio.read(DATA / "7_jackson_0.wav", sample_rate=rate)
+    both = np.zeros((len(samples), 2), np.float32)
+    both[:, 0], both[1000 : 1000 + len(other), 1] = samples, other
+    soundfile.write(tmp_path / "call.wav", both, rate)
+    for channel, text in enumerate((TEXT, "seven")):
+        assert recognizer.transcribe(tmp_path / "call.wav", channel=channel).text == text
+        assert recognizer.transcribe(both, rate, channel=channel).text == text
+    with pytest.raises(AudioError, match="expected channel 3, got audio of 2"):
+        recognizer.transcribe(tmp_path / "call.wav", channel=2)
+
+
+def test_a_recogniser_can_be_pickled_and_copied() -> None:
+    recognizer = Recognizer("digits", hotwords=(word for word in ["seven^2"]), n_best=2)
+    expected = recognizer.transcribe(PATH)
+    for again in (pickle.loads(pickle.dumps(recognizer)), copy.deepcopy(recognizer)):
+        assert again.transcribe(PATH) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("source", ["connected_digits.flac", "7_jackson_0.wav"])
+def test_a_named_pipe(tmp_path: Path, source: str) -> None:
+    path = tmp_path / "pipe.wav"
+    os.mkfifo(path)
+    with pytest.raises(AudioError, match="got a pipe, whose length is not known"):
+        audio.info(path)  # and takes nothing from it
+    writer = threading.Thread(target=path.write_bytes, args=[(DATA / source).read_bytes()])
+    writer.start()
+    waveform = audio.read(path)
+    writer.join()
+    np.testing.assert_array_equal(waveform, audio.read(DATA / source))
