@@ -14,10 +14,11 @@ import torch
 from conftest import Cli
 from rich.console import Console
 
-from asr import manifest
+from asr import audio, manifest
+from asr.decoding import ctc
 from asr.manifest import Utterance, write
 from asr.tokens import Tokens
-from asr.training import adapt, checkpoint, config, loop, plots
+from asr.training import adapt, checkpoint, config, exported, loop, plots
 from asr.training.adapt import AdaptError
 from asr.training.export import export
 from asr.training.model import AcousticModel
@@ -215,16 +216,39 @@ def refusal(*arguments: Any, **options: Any) -> str:
     return str(caught.value)
 
 
-def test_onnx_has_nothing_to_train(base: Path, higher: Path, tmp_path: Path) -> None:
-    for model in (tmp_path / "model.onnx", tmp_path):
-        (tmp_path / "model.onnx").touch()
-        assert refusal(model, higher, tmp_path / "run").startswith(
-            f"{model}: expected weights that can be trained, got ONNX files, which hold none"
-        )
-    assert "bundled models hold none that can be trained: give the run folder" in refusal(
-        Path("digits"), higher, tmp_path / "run"
+def test_an_exported_model_is_trained_on(base: Path, higher: Path, tmp_path: Path) -> None:
+    """As its run folder is, but for the dev set, of which the file knows nothing."""
+    file = tmp_path / "tones.onnx"
+    export(base, file)
+    settings = "epochs=2", "optimiser.lr=0.01"
+    of_file, of_run = (
+        adapted(file, higher, tmp_path / "file", *settings),
+        adapted(base, higher, tmp_path / "run", *settings),
     )
+    assert of_file is not None
+    assert of_run is not None
+    assert len(of_file) == 1
+    assert of_file[0] == of_run[0]
+    with pytest.raises(AdaptError, match=r"tones\.onnx does not say what it was trained on"):
+        adapted(file, higher, tmp_path / "again", replay=0.5)
+
+
+def test_a_model_that_is_none(higher: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(exported.ExportedError, match=r"model\.onnx: expected a model \(ONNX\) written by asr export"):
+        adapted(tmp_path / "model.onnx", higher, tmp_path / "run")
+    assert "or one of the names digits, english" in refusal(tmp_path / "none", higher, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_bundled_model_is_trained_on_by_its_name(higher: Path, tmp_path: Path) -> None:
+    model, settings, tokens, _ = checkpoint.load_model(Path("digits"))
+    samples = torch.from_numpy(audio.read(Path(__file__).parent / "data/7_jackson_0.wav"))
+    padded = audio.pad(samples.numpy(), model.receptive_field, model.frame_shift)
+    with torch.no_grad():
+        best = model(torch.from_numpy(padded)[None])[0].numpy()
+    assert tokens.text(ctc.greedy(best).token_ids) == "seven"
+    assert settings.data.dev.name == checkpoint.NO_DATA
 
 
 def test_too_few_recordings(base: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def train(
 
 
 def adapt(
-    model: Annotated[Path, typer.Argument(help="A run folder, or one of its .safetensors files.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="A run folder, a model's file, or its name.", show_default=False)],
     manifest: Annotated[Path, typer.Argument(help="JSON lines: the new recordings.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The run folder to write.", show_default=False)],
     overrides: options.Settings = None,

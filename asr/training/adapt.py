@@ -20,13 +20,13 @@ from rich.console import Console
 from asr import manifest, metrics
 from asr.errors import AsrError
 from asr.manifest import Utterance
+from asr.models.network import models
 from asr.training import checkpoint, config, evaluation, launch, loop
 from asr.training.data import Corpus
 
 LEAST = 10  # utterances that can be split
 _HELD_OUT = 0.2  # of them
 _LEAST_HELD_OUT = 3
-_ONNX = "hold none that can be trained: give the run folder that the model was exported from"
 
 
 class AdaptError(AsrError):
@@ -76,7 +76,7 @@ def adapt(
 ) -> list[Comparison] | None:
     """Train a model on with a manifest of new recordings; the run folder is as after any training.
 
-    model:   a run folder, or a file of its weights (.safetensors).
+    model:   a run folder, a file of its weights (.safetensors), an exported model (.onnx), or the name of one.
     dev:     a manifest to hold out; without one, a fifth of the recordings is held out, always the same ones.
     replay:  of what is trained on, the share that is drawn from the model's own training data, against forgetting
              (Robins 1995, "Catastrophic forgetting, rehearsal and pseudorehearsal").
@@ -85,15 +85,17 @@ def adapt(
     raises:  AdaptError, ManifestError, ConfigError, CheckpointError, TrainingError.
     """
     console = console or Console(stderr=True)
-    if not model.exists():
-        raise AdaptError(f"{model}: expected a run folder or its model.safetensors, found none; bundled models {_ONNX}")
-    if model.suffix == ".onnx" or ((model / "model.onnx").exists() and not (model / "model.safetensors").exists()):
-        raise AdaptError(f"{model}: expected weights that can be trained, got ONNX files, which {_ONNX}")
+    if not model.exists() and model.name not in (known := models()):
+        raise AdaptError(f"{model}: expected a run folder, a model's file, or one of the names {', '.join(known)}")
     if run.exists() and not (resume and (run / "config.yaml").exists()):
         raise AdaptError(f"{run}: exists already; give another folder, or --resume if this adaptation began there")
     _, base, tokens, _ = checkpoint.load_model(model)
     parts = {"train": manifest.read(recordings), "held_out": manifest.read(dev)} if dev else _split(recordings)
     if replay:
+        if base.data.dev.name == checkpoint.NO_DATA:
+            raise AdaptError(
+                f"--replay: {model} does not say what it was trained on; give its run folder, or do without"
+            )
         parts["replay"] = _drawn(base.data.train, round(replay / (1 - replay) * len(parts["train"])))
     paths = {name: run / f"{name}.jsonl" for name in parts}
     settings = _settings(base, model, recordings, paths, overrides)
@@ -107,10 +109,13 @@ def adapt(
         torch.set_num_threads(threads)
     launch.shield_from_signals()
     before = {"held out": _measured(model, paths["held_out"], on, console)}
-    try:
-        before["own dev set"] = _measured(model, base.data.dev, on, console)
-    except AsrError as error:
-        console.print(f"what is forgotten cannot be told: {error}", markup=False, highlight=False, soft_wrap=True)
+    if base.data.dev.name == checkpoint.NO_DATA:
+        console.print(f"{model}: what is forgotten cannot be told without its dev set", markup=False, highlight=False)
+    else:
+        try:
+            before["own dev set"] = _measured(model, base.data.dev, on, console)
+        except AsrError as error:
+            console.print(f"what is forgotten cannot be told: {error}", markup=False, highlight=False, soft_wrap=True)
     outcome = loop.train(settings, run, tokens=tokens, resume=resume, device=device, threads=threads, console=console)
     if not outcome.finished:
         return None

@@ -14,10 +14,12 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from asr.errors import AsrError
+from asr.models.network import models
 from asr.tokens import TokenError, Tokens
-from asr.training import config
+from asr.training import config, exported
 from asr.training.model import AcousticModel
 
+NO_DATA = "not in the model's file"  # the path of a training set that only those who trained it have
 SCHEMA = 1  # raised when older programs could misread a checkpoint
 
 
@@ -67,21 +69,37 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_model(path: Path) -> tuple[AcousticModel, config.Config, Tokens, dict[str, Any]]:
-    """The model of a run folder or of one of its weight files, in evaluation mode, with its settings and vocabulary."""
+    """The model of a run folder, of one of its weight files, or of an exported file, in evaluation mode.
+
+    path:    also the name of a model in the package.
+    returns: the model, its settings and vocabulary, and what else its file tells. The settings of an exported file name no
+             data: it goes without what it was trained on.
+    """
+    if not path.exists():
+        path = models().get(path.name, path)
     if path.is_dir():
         path = path / "model.safetensors"
         if not path.exists():
             raise CheckpointError(f"{path.parent}: holds no finished model; finish its training with --resume first")
     if path.suffix == ".onnx":
-        raise CheckpointError(
-            f"{path}: an ONNX file has no weights to train; give the run folder that it was exported from"
-        )
+        return _load_exported(path)
     tensors, state = load(path)
     settings, tokens = _origin(state, path)
     model = AcousticModel(settings, len(tokens))
     # In last.safetensors the weights stand beside the optimiser's state, averaged ones before the raw.
     load_weights(model, lasting(unpack("ema", tensors) or unpack("model", tensors) or tensors), path)
     return model.eval(), settings, tokens, state
+
+
+def _load_exported(path: Path) -> tuple[AcousticModel, config.Config, Tokens, dict[str, Any]]:
+    told = exported.card(path)
+    tree = {**(told.get("config") or {}), "pronunciation": None}
+    tree["data"] = {**tree.get("data", {}), "train": [NO_DATA], "dev": NO_DATA}
+    tree["augment"] = {**tree.get("augment", {}), "noise": None, "rooms": None}
+    settings, tokens = _origin({"config": tree, "tokens": told.get("tokens")}, path)
+    model = AcousticModel(settings, len(tokens))
+    model.load_state_dict(exported.read(path, model))
+    return model.eval(), settings, tokens, {"config": config.to_dict(settings), "training": told.get("training", {})}
 
 
 def load_tokens(path: Path) -> Tokens:

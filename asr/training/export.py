@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from asr import __version__, audio
 from asr.errors import AsrError
 from asr.models import onnxfile
-from asr.training import checkpoint, config, encoder, launch
+from asr.training import checkpoint, config, encoder, exported, launch
 from asr.training.model import AcousticModel
 
 # Of the metadata: 3 where the tokens are subwords, 4 with a pre-trained encoder; readers refuse a newer one than they know.
@@ -87,10 +87,11 @@ def export(
             dynamic_axes={"waveform": {1: "samples"}, "log_probs": {1: "frames"}},
         )
         graph = onnx.load(Path(folder) / "model.onnx")
-        _share_weights(graph)
+        named = exported.name_weights(graph, model)
+        _share_weights(graph, named)
         _check_parity(model, graph.SerializeToString())
         if int8:
-            graph = _quantised(graph, Path(folder))
+            graph = _quantised(graph, Path(folder), named)
             _check_sound(model, graph.SerializeToString())
     card = {
         "schema": 4 if model.network.encoder else 3 if tokens.subwords else SCHEMA,
@@ -125,13 +126,18 @@ class _Graph(nn.Module):
         return self.model.stream(waveform, keep, state, skip)
 
 
-def _share_weights(graph: onnx.ModelProto) -> None:
-    """Equal weights of several operators become one: a forward direction stands twice, for the part and for its context."""
+def _share_weights(graph: onnx.ModelProto, named: set[str]) -> None:
+    """Equal weights of several operators become one: a forward direction stands twice, for the part and for its context.
+
+    named: what keeps its name, of `exported.name_weights`.
+    """
+    tensors = sorted(graph.graph.initializer, key=lambda tensor: tensor.name not in named)  # whose names come first
     first: dict[tuple[object, ...], str] = {}
     renamed: dict[str, str] = {}
-    for tensor in graph.graph.initializer:
+    for tensor in tensors:
         content = tensor.raw_data or tensor.SerializeToString()
-        renamed[tensor.name] = first.setdefault((tensor.data_type, *tensor.dims, content), tensor.name)
+        one = first.setdefault((tensor.data_type, *tensor.dims, content), tensor.name)
+        renamed[tensor.name] = tensor.name if tensor.name in named else one
     nodes = list(graph.graph.node)
     for node in nodes:
         for index, name in enumerate(node.input):
@@ -188,7 +194,7 @@ def _write(graph: onnx.ModelProto, card: Mapping[str, Any], out: Path) -> None:
         raise ExportError(f"{out}: cannot be written: {error.strerror}; check the folder and its free space") from None
 
 
-def _quantised(graph: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+def _quantised(graph: onnx.ModelProto, folder: Path, named: set[str]) -> onnx.ModelProto:
     """The graph with the weights of its LSTM and linear layers in int8, activations quantised as they come."""
     features = [node.name for node in graph.graph.node if node.name.startswith("/features")]
     _split_weights(graph, "LSTM")
@@ -205,7 +211,7 @@ def _quantised(graph: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     finally:
         logging.disable(logging.NOTSET)
     graph = onnx.load(folder / "int8.onnx")
-    _share_weights(graph)
+    _share_weights(graph, {f"{name}{what}" for name in named for what in ("", "_quantized", "_scale", "_zero_point")})
     return graph
 
 
