@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from asr import manifest, metrics
+from asr import manifest, metrics, models
 from asr.errors import AsrError
 from asr.manifest import Utterance
-from asr.models.network import models
 from asr.training import checkpoint, config, evaluation, launch, loop
 from asr.training.data import Corpus
 
@@ -85,7 +84,7 @@ def adapt(
     raises:  AdaptError, ManifestError, ConfigError, CheckpointError, TrainingError.
     """
     console = console or Console(stderr=True)
-    if not model.exists() and model.name not in (known := models()):
+    if not model.exists() and model.name not in (known := models.names()):
         raise AdaptError(f"{model}: expected a run folder, a model's file, or one of the names {', '.join(known)}")
     if run.exists() and not (resume and (run / "config.yaml").exists()):
         raise AdaptError(f"{run}: exists already; give another folder, or --resume if this adaptation began there")

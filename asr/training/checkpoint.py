@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
+from asr import models
 from asr.errors import AsrError
-from asr.models.network import models
 from asr.tokens import TokenError, Tokens
 from asr.training import config, exported
 from asr.training.model import AcousticModel
@@ -76,7 +76,7 @@ def load_model(path: Path) -> tuple[AcousticModel, config.Config, Tokens, dict[s
              data: it goes without what it was trained on.
     """
     if not path.exists():
-        path = models().get(path.name, path)
+        path = models.names().get(path.name, path)
     if path.is_dir():
         path = path / "model.safetensors"
         if not path.exists():
