@@ -123,6 +123,8 @@ def show(text: str) -> None:
         _above(_bar, text)
         return
     try:
+        if getattr(sys.stdout, "errors", "") == "replace":  # which `main` sets, for what is no transcript
+            text.encode(sys.stdout.encoding)
         sys.stdout.write(text)
         sys.stdout.flush()
     except UnicodeEncodeError as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from typing import Annotated
 
 import typer
 
-from asr import terminal
+from asr import __version__, terminal
 from asr.cli import evaluate, info, label, live, lm, manifest, train, transcribe
 from asr.errors import AsrError
 
@@ -29,6 +31,7 @@ for command, examples in (
     (train.export, "Example: `asr export runs/digits -o digits.onnx`"),
     (info.info, "Example: `asr info english`"),
     (label.label, "Example: `asr label -r recordings -o train.jsonl --teacher whisper-small --language pt`"),
+    (info.models, "Example: `asr models`"),
     (manifest.doctor, "Example: `asr doctor recipes/fsdd/data/train.jsonl --config recipes/fsdd/config.yaml`"),
     (train.summary, "Example: `asr summary recipes/fsdd/config.yaml network.cell=gru`"),
     (evaluate.tune, "Example: `asr tune english data/dev.jsonl -o tuned.onnx`"),
@@ -37,10 +40,28 @@ for command, examples in (
     app.command(epilog=examples)(command)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        terminal.show(f"asr {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Entry point: errors in the input are one line on stderr and exit status 1."""
     terminal.own_stderr()
     terminal.hear_log()
+    for stream in (sys.stdout, sys.stderr):  # help and tables go on where an encoding lacks a letter; texts do not
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     try:
         app(prog_name="asr")  # also as python -m asr, or shell completion would be of python
     except AsrError as error:

@@ -10,6 +10,29 @@ from asr import terminal
 from asr.cli import options
 
 
+def models() -> None:
+    """The models known by name: those in the package, and your own in ~/.asr/models or $ASR_MODELS."""
+    import json
+
+    from asr.errors import AsrError
+    from asr.models import network, onnxfile
+
+    for name, path in network.models().items():
+        lm = network.find_lm(name)
+        size = f"{path.stat().st_size / 1e6:.1f} MB" + (
+            f", language model {lm.stat().st_size / 1e6:.1f} MB" if lm else ""
+        )
+        try:
+            card = json.loads(onnxfile.metadata(onnxfile.read(path), "asr"))
+            about = [card.get("licence"), card.get("description")]
+        except (AsrError, ValueError, OSError) as error:
+            about = [f"cannot be read: {error}"]
+        default = ", the default" * (name == network.DEFAULT_MODEL)
+        place = "in the package" if network.is_bundled(path) else str(path)
+        rows = [f"{name}{default}: {size}; {place}", *(f"    {text}" for text in about if text)]
+        terminal.show("".join(f"{terminal.line(row)}\n" for row in rows))
+
+
 def info(
     model: Annotated[
         str, typer.Argument(help="A model file (.onnx), a run folder, or a name.", show_default=False)
@@ -40,14 +63,10 @@ def info(
         except KeyError:  # a model can do without what a recogniser does not need
             return ""
 
-    def percentages(rates: object) -> object:
-        pairs = rates.items() if isinstance(rates, dict) else [("", rates)]
-        shown = (f"{kind} {rate:.2%}" if isinstance(rate, float) else f"{kind} {rate}" for kind, rate in pairs)
-        return ", ".join(shown).strip()
-
     features, network = part(part(card, "config"), "features"), part(part(card, "config"), "network")
     columns = "{n_mfcc} coefficients" if features.get("kind") == "mfcc" else "{n_mels} bands"
     directions = "both directions" if network.get("bidirectional") else "one direction"
+    names = {"dev_wer": "dev WER", "dev_cer": "dev CER", "version": "trained by asr"}
     rows = {
         "name": card["name"],
         "file": f"{path} ({path.stat().st_size / 1e6:.2f} MB, {card.get('precision', 'float32')})",
@@ -58,9 +77,12 @@ def info(
         "network": filled("{layers} x {hidden} {cell}, " + directions, network),
         "frame": f"{1000 * card['frame_shift'] / card['sample_rate']:.0f} ms",
         "vocabulary": f"{len(tokens)} tokens: {tokens.alphabet!r}" + pieces,
-        **{key.replace("_", " "): value for key, value in part(card, "training").items()},
-        **{key: percentages(value) for key, value in part(card, "figures").items()},
-        "decoding": ", ".join(f"{name} {'never' if x is None else x}" for name, x in part(card, "decoding").items()),
+        **{key: options.readable(value, rate=True) for key, value in part(card, "figures").items()},
+        **{
+            names.get(key, key.replace("_", " ")): options.readable(value, rate=key.endswith(("wer", "cer")))
+            for key, value in part(card, "training").items()
+        },
+        "decoding": ", ".join(f"{name} {options.readable(x)}" for name, x in part(card, "decoding").items()),
         "calibrated for": ", ".join(part(card, "calibration")),
         "written by": filled("asr {version}, ", card) + f"schema {card['schema']}",
     }

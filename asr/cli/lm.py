@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from asr import terminal
+from asr.cli import options
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def mix(
 
 @app.command("perplexity", epilog="Example: `asr lm perplexity english.lm data/dev.jsonl`")
 def perplexity(
-    model: Annotated[Path, typer.Argument(help="A language model.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="A language model, or a name.", show_default=False)],
     texts: Annotated[list[Path], typer.Argument(help="Text or manifests, as for asr lm train.", show_default=False)],
     normalise: Annotated[
         str | None, typer.Option("--normaliser", help="As in the recipe.", show_default="the model's, or english")
@@ -137,7 +138,7 @@ def perplexity(
     from asr.lm.model import NgramModel
     from asr.text import normaliser
 
-    loaded = NgramModel.load(model)
+    loaded = NgramModel.load(options.lm_path(model))
     read = lmtext.lines(texts, normaliser(normalise or str(loaded.info.get("normaliser", "english"))))
     lines: Iterator[str] = filter(None, read)  # as for asr lm train, an empty line is no sentence
     if fusion.is_character_model(loaded):
@@ -153,15 +154,19 @@ def perplexity(
 
 
 @app.command("info", epilog="Example: `asr lm info english.lm`")
-def info(model: Annotated[Path, typer.Argument(help="A language model.", show_default=False)]) -> None:
+def info(model: Annotated[str, typer.Argument(help="A language model, or a name.", show_default=False)]) -> None:
     """What a language model is: order, n-grams, text, vocabulary."""
     from asr.lm.model import NgramModel
 
-    loaded = NgramModel.load(model)
+    path = options.lm_path(model)
+    loaded = NgramModel.load(path)
     rows = {f"{n}-grams": f"{count:,}" for n, count in enumerate(loaded.counts, 1)}
-    rows |= {terminal.line(key.replace("_", " ")): terminal.line(value) for key, value in loaded.info.items()}
+    told = dict(loaded.info)
+    for number, part in enumerate(told.pop("mixture", []), 1):  # of each model only what it was made of
+        told[f"model {number}"] = {key: part[key] for key in ("texts", "words", "lines") if key in part}
+    rows |= {terminal.line(key.replace("_", " ")): terminal.line(options.readable(told[key])) for key in told}
     rows |= {
-        "file": f"{terminal.line(model)} ({model.stat().st_size / 1e6:.1f} MB)",
+        "file": f"{terminal.line(path)} ({path.stat().st_size / 1e6:.1f} MB)",
         "vocabulary": " ".join(map(terminal.line, loaded.words[3:13])) + " ..." * (len(loaded.words) > 13),
     }
     width = max(map(len, rows))

@@ -33,7 +33,7 @@ Weights = Annotated[
     str | None,
     typer.Option(
         "--decoding",
-        help="How much it is heeded: lm_weight=0.8,word_bonus=1,unknown=-6; see asr tune.",
+        help="How much it is heeded, such as lm_weight=0.8,unknown=-6; see asr tune.",
         show_default="the model's own",
     ),
 ]
@@ -106,6 +106,13 @@ def formats_of(names: str) -> list[str]:
     return kinds
 
 
+def lm_path(model: str) -> Path:
+    """The file of a language model given by path, or by the name of the model that it comes with."""
+    from asr.models.network import find_lm
+
+    return find_lm(model) or Path(model)
+
+
 def as_onnx(model: str) -> str:
     """A run folder stands for its model, exported beside it where that has not been done yet. A model's name goes first."""
     from asr.models import names
@@ -119,6 +126,20 @@ def as_onnx(model: str) -> str:
 
         write_onnx(run, exported, overwrite=True)
     return str(exported)
+
+
+def readable(value: object, *, rate: bool = False) -> str:
+    """A value of a model's card for people: at most three decimals, thousands apart, no brackets. rate: an error rate."""
+    if isinstance(value, dict):
+        return ", ".join(f"{str(key).replace('_', ' ')} {readable(part, rate=rate)}" for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(readable(part, rate=rate) for part in value)
+    if isinstance(value, float):
+        small = 0 < abs(value) < 0.001
+        return f"{value:.2%}" if rate else f"{value:.3g}" if small else f"{value:,.3f}".rstrip("0").rstrip(".")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "never" if value is None else str(value)
 
 
 def describe(recognizer: Recognizer) -> str:

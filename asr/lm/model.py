@@ -25,8 +25,10 @@ source: Katz 1987, "Estimation of Probabilities from Sparse Data for the Languag
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import math
 import mmap
 import zlib
@@ -53,7 +55,7 @@ SLACK = 0.001 * LN10  # how far above log 1 rounding may carry a log-probability
 BATCH = 8192  # sentences, or lines of a file, that are worked on together
 LOWEST, HIGHEST = np.iinfo(np.int64).min, np.iinfo(np.int64).max  # keys that no n-gram has
 
-_GZIP_MAGIC = b"\x1f\x8b"
+_PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 
 
 class LmError(AsrError):
@@ -246,8 +248,9 @@ class NgramModel:
 
     @classmethod
     def load(cls, path: str | Path) -> NgramModel:
-        """The model in a binary file (see `save`) or an ARPA file, plain or compressed by gzip; its first bytes tell.
+        """The model in a binary file (see `save`), or an ARPA file, plain or compressed (gzip, bzip2, xz).
 
+        Which it is, its first bytes tell.
         Of a binary file the log-probabilities and back-offs stay where they are, mapped read-only and shared by all
         processes that load it, so that it must not be changed in place; `save` never does.
         raises: LmError, with the line for an ARPA file, if it is missing, cut short or not as described.
@@ -261,16 +264,17 @@ class NgramModel:
                 file.seek(0)
                 if head == binary.MAGIC:
                     return binary.read(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-                if head[:2] == _GZIP_MAGIC:
-                    with gzip.open(file) as unpacked:
-                        return arpa.read(path, io.BufferedReader(unpacked))
+                for magic, unpack in _PACKED.items():
+                    if head.startswith(magic):
+                        with unpack(file) as unpacked:
+                            return arpa.read(path, io.BufferedReader(unpacked))
                 return arpa.read(path, file)
         except FileNotFoundError:
             raise LmError(f"{path}: no such language model; check the path") from None
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise LmError(f"{path}: expected a whole gzip file, got one damaged or cut short ({error})") from None
-        except OSError as error:
-            raise LmError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise LmError(f"{path}: cannot be read: {error.strerror}") from None
+            raise LmError(f"{path}: expected a whole compressed file, got one damaged or cut short ({error})") from None
 
     def save(self, path: str | Path) -> None:
         """Write the binary file (see `asr.lm.binary`), whole or not at all.

@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -329,17 +331,24 @@ OPTIONAL = ["config", "description", "licence", "normaliser", "precision", "trai
     [
         (
             {},
-            ["network      2 x 128 lstm, both directions", "licence      CC BY-SA", "written by   asr 0.1.0, schema 2"],
+            [
+                "network         2 x 128 lstm, both directions\n",
+                "licence         CC BY-SA",
+                "dev WER         0.56%\n",
+                "parameters      845,841\n",
+                "trained by asr  0.1.0\n",
+                "written by      asr 0.1.0, schema 2\n",
+            ],
             [],
         ),
         (dict.fromkeys(OPTIONAL), ["name        digits", "written by  schema 2"], ["None", "licence", "network"]),
         ({"config": {"features": {"kind": "mfcc"}}, "training": 3}, ["name        digits"], ["mfcc", "None"]),
         (
             {"figures": {"WER on a": {"int8": 0.12345, "float32": 0.5}, "CER": 0.25, "note": "good"}},
-            ["WER on a     int8 12.35%, float32 50.00%\n", "CER          25.00%\n", "note         good\n"],
+            ["WER on a        int8 12.35%, float32 50.00%\n", "CER             25.00%\n", "note            good\n"],
             [],
         ),
-        ({"description": "a\nb\x1b[2J"}, ["trained on   a b\\x1b[2J\n"], ["\x1b"]),
+        ({"description": "a\nb\x1b[2J"}, ["trained on      a b\\x1b[2J\n"], ["\x1b"]),
     ],
     ids=["whole", "without", "in part", "figures", "hostile"],
 )
@@ -451,6 +460,60 @@ def test_help_has_an_example(cli: Cli, command: str) -> None:
     done = cli(command, "--help")
     assert done.returncode == 0
     assert re.search(f"Examples?: asr {command}", done.stdout)
+
+
+def commands(group: Any) -> Iterator[tuple[str, list[str]]]:
+    """Every command of a group, and of the groups in it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from ((name, [inner, *more]) for inner, more in commands(command))
+        else:
+            yield name, []
+
+
+def test_help_fits_80_columns_and_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every command, in one process."""
+    from typer.main import get_command
+    from typer.testing import CliRunner
+
+    from asr.cli import app
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    names = [[name, *more] for name, more in commands(get_command(app))]
+    assert ["transcribe"] in names
+    assert ["lm", "train"] in names
+    for name in names:
+        shown = CliRunner().invoke(app, [*name, "--help"]).output
+        assert "Usage: " in shown
+        assert "…" not in shown, name  # where a word is cut
+
+
+def test_help_in_ascii(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = cli("transcribe", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Print the text of recordings" in done.stdout
+
+
+def test_version(cli: Cli) -> None:
+    import asr
+
+    assert cli("--version").stdout == f"asr {asr.__version__}\n"
+
+
+def test_models(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASR_MODELS", str(tmp_path / "own"))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/mine.onnx").write_text("no model")
+    done = cli("models")
+    assert done.returncode == 0
+    names = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert [line.split(": ")[0] for line in names] == ["digits", "english, the default", "mine"]
+    assert "MB, language model " in names[1]
+    assert "    CC BY-SA 4.0\n" in done.stdout
+    assert names[2] == f"mine: 0.0 MB; {tmp_path / 'own/mine.onnx'}"
+    assert "    cannot be read: " in done.stdout
 
 
 def test_completion(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,12 +184,15 @@ def test_info_of_a_language_model(asr: Run, text: Path) -> None:
     assert rows["1-grams"] == "14"
     assert rows["words"] == "15"  # those of the text
     assert rows["normaliser"] == "none"
-    assert rows["texts"] == "['digits.txt']"
+    assert rows["texts"] == "digits.txt"
     assert rows["file"] == "d.lm (0.0 MB)"
     assert rows["vocabulary"].startswith("three ")
     assert rows["vocabulary"].endswith(" ...")  # 11 words
     assert asr("lm", "train", text, "-o", "d.lm", "--overwrite").status == 0
     assert not asr("lm", "info", "d.lm").text.endswith("...\n")  # 8 words
+    bundled = asr("lm", "info", "english")
+    assert bundled.status == 0
+    assert "model 1     texts " in bundled.text
 
 
 def test_a_file_is_never_replaced_unasked(asr: Run, text: Path, tmp_path: Path) -> None:

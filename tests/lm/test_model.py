@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import itertools
 import json
+import lzma
 import math
 import struct
 from collections.abc import Callable
@@ -383,9 +385,13 @@ def test_bad_arpa_names_the_line(old: str, new: str, line: int, message: str, sm
         NgramModel.load(small)
 
 
-def test_damaged_gzip(small: Path) -> None:
-    packed = gzip.compress(SMALL.encode())
-    for data in (packed[: len(packed) // 2], packed[:-4] + bytes(4), packed[:20] + bytes(20) + packed[40:]):
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_compressed(small: Path, compress: Callable[[bytes], bytes]) -> None:
+    plain = NgramModel.load(small)
+    packed = compress(SMALL.encode())
+    small.write_bytes(packed)
+    assert NgramModel.load(small).counts == plain.counts
+    for data in (packed[: len(packed) // 2], packed[:20] + bytes(20) + packed[40:]):
         small.write_bytes(data)
         with pytest.raises(LmError, match="damaged or cut short"):
             NgramModel.load(small)
