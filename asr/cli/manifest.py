@@ -66,18 +66,23 @@ def import_lhotse(
 
 @app.command("csv", epilog="Example: `asr import csv cv-corpus/en/train.tsv -o train.jsonl`")
 def import_csv(
-    file: Annotated[Path, typer.Argument(help="A table with a header, commas or tabs between.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="A table: a recording and its text a row.", show_default=False)],
     output: Output = Path("manifest.jsonl"),
     audio_column: Annotated[
-        str | None, typer.Option(help="Names of audio files.", show_default="wav_filename or path")
+        str | None, typer.Option(help="Name or number of the column.", show_default="path, file_name, audio and others")
     ] = None,
-    text_column: Annotated[str | None, typer.Option(help="Transcripts.", show_default="transcript or sentence")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Of the texts.", show_default="sentence, transcription, text and others")
+    ] = None,
     speaker_column: Annotated[
-        str | None, typer.Option(help="Speakers.", show_default="speaker or client_id, if there")
+        str | None, typer.Option(help="Of the speakers.", show_default="speaker or client_id, if there")
     ] = None,
     overwrite: terminal.Overwrite = False,
 ) -> None:
-    """A table such as DeepSpeech's .csv or Common Voice's .tsv as a manifest."""
+    """A table as a manifest: Common Voice's .tsv, DeepSpeech's .csv, LJSpeech's or Hugging Face's metadata.csv, yours.
+
+    Commas, semicolons, bars or tabs between its columns; without a header, the audio is first and the text last.
+    """
     from asr.corpus import tables
 
     terminal.refuse_existing(output, overwrite)

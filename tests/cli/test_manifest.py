@@ -114,11 +114,11 @@ def test_recordings_without_utterances_are_counted_and_no_fault(cli: Cli, tmp_pa
 
 
 def test_columns_are_named_by_options(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "any.tsv").write_text(f"who\tfile\tsaid\nme\t{DIGITS}\tfive\n")
+    (tmp_path / "any.tsv").write_text(f"who\tclip\tsaid\nme\t{DIGITS}\tfive\n")
     done = cli("import", "csv", "any.tsv")
     assert done.returncode == 1
-    assert "got who, file, said; name yours: --audio-column NAME --text-column NAME" in done.stderr
-    options = ("--audio-column", "file", "--text-column", "said", "--speaker-column", "who")
+    assert "got who, clip, said; name or count yours: --audio-column NAME --text-column NAME" in done.stderr
+    options = ("--audio-column", "clip", "--text-column", "said", "--speaker-column", "who")
     assert cli("import", "csv", "any.tsv", *options).returncode == 0
     assert [(one.text, one.speaker) for one in manifest.read(tmp_path / "manifest.jsonl")] == [("five", "me")]
 

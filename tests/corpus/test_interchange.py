@@ -591,12 +591,52 @@ def test_common_voice(sounds: Path, tmp_path: Path) -> None:
 def test_columns_of_any_name(sounds: Path) -> None:
     path = sounds / "any.csv"
     path.write_text("who,path,said\nme,a.wav,hello\n")
-    corpus = tables.read(path, audio_column="path", text_column="said", speaker_column="who")
-    assert taken(corpus)[0] == [Utterance(sounds / "a.wav", 3.0, "hello", speaker="me")]
-    with pytest.raises(InterchangeError, match=r"any.csv:1: expected the columns .*, got who, path, said; name yours"):
+    for text, speaker in (("said", "who"), ("3", "1")):
+        corpus = tables.read(path, text_column=text, speaker_column=speaker)
+        assert taken(corpus)[0] == [Utterance(sounds / "a.wav", 3.0, "hello", speaker="me")]
+    with pytest.raises(
+        InterchangeError, match=r"any.csv:1: expected the columns .*, got who, path, said; name or count"
+    ):
         tables.read(path)
     with pytest.raises(InterchangeError, match="expected the columns path, said, whom, got who, path, said"):
         tables.read(path, audio_column="path", text_column="said", speaker_column="whom")
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("semicolons", "path;sentence;speaker\na.wav;one, two;me\nb c.flac;three;\n"),
+        ("bars", "audio|text|speaker\na.wav|one, two|me\nb c.flac|three|\n"),
+        ("hugging face", 'file_name,transcription,speaker\na.wav,"one, two",me\nb c.flac,three,\n'),
+        ("other names", 'Speaker,File,Text\nme,a.wav,"one, two"\n,b c.flac,three\n'),
+        ("tabs without a header", "a.wav\tone, two\nb c.flac\tthree\n"),
+        ("commas without a header", 'a.wav,"one, two"\nb c.flac,three\n'),
+        ("a header that is not known", 'no,clip,said\n1,a.wav,"one, two"\n2,b c.flac,three\n'),
+    ],
+)
+def test_tables_of_every_kind(sounds: Path, name: str, table: str) -> None:
+    (sounds / "x.csv").write_text(table)
+    columns = {"audio_column": "2", "text_column": "3"} if name == "a header that is not known" else {}
+    utterances, skipped = taken(tables.read(sounds / "x.csv", **columns))
+    assert not skipped
+    assert [(one.audio.name, one.text) for one in utterances] == [("a.wav", "one, two"), ("b c.flac", "three")]
+    assert [one.speaker for one in utterances] == (["me", None] if "peaker" in table else [None, None])
+
+
+def test_speakers_are_kept_beside_columns_that_are_named(sounds: Path) -> None:
+    (sounds / "x.csv").write_text("speaker,clip,said\nme,a.wav,hello\n")
+    corpus = tables.read(sounds / "x.csv", audio_column="clip", text_column="said")
+    assert [entry.speaker for entry in corpus.entries] == ["me"]
+
+
+def test_ljspeech(sounds: Path, tmp_path: Path) -> None:
+    (tmp_path / "wavs").symlink_to(sounds)
+    (tmp_path / "metadata.csv").write_text('gone|Lost, 1|Lost, one\na|"Two, 2|"Two, two\n')
+    corpus = tables.read(tmp_path / "metadata.csv")
+    assert [(entry.audio, entry.text) for entry in corpus.entries] == [
+        (tmp_path / "wavs/gone.wav", "Lost, one"),
+        (tmp_path / "wavs/a.wav", '"Two, two'),
+    ]
 
 
 fields = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=12)
