@@ -54,17 +54,26 @@ class Skipped:
     reason: str
 
 
-def read(path: str | Path) -> list[Utterance]:
+def read(path: str | Path, faults: list[ManifestError] | None = None) -> list[Utterance]:
     """The utterances of a manifest, in its order; that the audio exists is not checked here (see `asr.corpus.doctor`).
 
-    raises: ManifestError naming file and line if it is missing, empty, not UTF-8, or a line is not as described above.
+    faults: takes the errors of all lines that are not as described above, which are left out then.
+    raises: ManifestError naming file and line if it is missing, empty, not UTF-8, or has such a line.
     """
     path = Path(path)
     numbered = files.lines(
         path, ManifestError, what="manifest", missing="run the recipe's prepare.py first, or check the path"
     )
-    utterances = [_parse(line, path.parent, where) for where, line in numbered if line.strip()]
-    if not utterances:
+    utterances = []
+    for where, line in numbered:
+        try:
+            if line.strip():
+                utterances.append(_parse(line, path.parent, where))
+        except ManifestError as error:
+            if faults is None:
+                raise
+            faults.append(error)
+    if not utterances and not faults:
         raise ManifestError(f"{path}: expected one JSON object a line, got an empty file")
     return utterances
 

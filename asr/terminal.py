@@ -67,6 +67,14 @@ def stderr(quiet: bool) -> Console:
     return Console(stderr=True, quiet=quiet)
 
 
+def stdout() -> Console:
+    """For tables and reports. In a pipe or file nothing is wrapped or cut to a width that is nobody's."""
+    from rich.console import Console
+
+    wide = sys.stdout is not None and not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=10_000 if wide else None)
+
+
 def complain(error: object) -> None:
     note(f"asr: {error}")
 

@@ -89,9 +89,9 @@ def evaluate(
         terminal.show(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     else:
         terminal.show(f"{options.describe(recognizer)}\n\n")
-        report.render(Console())
+        report.render(terminal.stdout())
         if reliable is not None:
-            reliable.render(Console())
+            reliable.render(terminal.stdout())
     if plot is not None and reliable is not None:
         title = f"{recognizer.name}: {reliable.counts.sum()} words, expected calibration error {reliable.error:.3f}"
         picture = plots.reliability(title, reliable.counts, reliable.confidence, reliable.accuracy)

@@ -79,9 +79,14 @@ def train(
         finally:  # also where nothing was left
             if exclude:
                 terminal.note(
-                    f"{without.dropped} lines equal a held-out text or share {lmtext.OVERLAP} words in a row with one, "
-                    "and were left out"
+                    f"{without.dropped} of {without.seen} lines equal a held-out text or share {lmtext.OVERLAP} words in "
+                    "a row with one, and were left out"
                 )
+                if without.dropped > without.seen / 2:
+                    terminal.note(
+                        "warning: that is most of them; where every set has the same sentences, as of commands or digits, "
+                        "do without --exclude"
+                    )
         model.info |= {"texts": [path.name for path in texts], "normaliser": normalise}
         _write_lm(model, output)
 

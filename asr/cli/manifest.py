@@ -104,7 +104,7 @@ def doctor(
 
     from asr.audio import SAMPLE_RATE
     from asr.corpus.doctor import check
-    from asr.manifest import read
+    from asr.manifest import ManifestError, read
     from asr.text import normaliser
     from asr.tokens import Tokens
 
@@ -116,12 +116,22 @@ def doctor(
         settings = read_config(config)
         tokens, normalise = of_settings(settings.data), settings.data.normaliser
         shift_s = settings.features.hop_length * settings.network.subsampling / SAMPLE_RATE
-    with terminal.progress(Console(stderr=True)) as progress:
-        diagnosis = check(read(manifest), tokens, normaliser(normalise), shift_s, manifest=manifest, progress=progress)
+    malformed: list[ManifestError] = []
+    utterances = read(manifest, malformed)
+    with terminal.interruptible(), terminal.progress(Console(stderr=True)) as progress:
+        diagnosis = check(
+            utterances,
+            tokens,
+            normaliser(normalise),
+            shift_s,
+            manifest=manifest,
+            malformed=malformed,
+            progress=progress,
+        )
     if as_json:
         terminal.show(diagnosis.to_json() + "\n")
     else:
-        diagnosis.render(Console(), examples=examples)
+        diagnosis.render(terminal.stdout(), examples=examples)
     if diagnosis.errors:
         raise typer.Exit(1)
 

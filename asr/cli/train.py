@@ -141,21 +141,23 @@ def summary(
     duration_s: Annotated[float, typer.Option("--seconds", help="Length of audio for the shapes.", min=0.1)] = 10.0,
 ) -> None:
     """The network of a configuration: layers, output shapes, parameters, receptive field, frame shift."""
-    from rich.console import Console
     from rich.table import Table
 
     from asr.audio import SAMPLE_RATE
     from asr.training import model
     from asr.training.config import read
+    from asr.training.pronunciation import Pronunciations
 
     settings = read(config, overrides or [])
+    if settings.pronunciation is not None:  # a dictionary that is missing would end a training
+        Pronunciations(settings.pronunciation.dictionary, str)
     network = model.AcousticModel(settings, settings.data.n_tokens)
     table = Table("layer", "kind", "output (T, features)", "parameters", box=None, pad_edge=False)
     for column in (2, 3):
         table.columns[column].justify = "right"
     for row in model.summary(network, duration_s):
         table.add_row(row.name, row.kind, " x ".join(map(str, row.shape)), f"{row.parameters:,}")
-    console = Console()
+    console = terminal.stdout()
     console.print(table, highlight=False)
     total = sum(parameter.numel() for parameter in network.parameters())
     console.print(

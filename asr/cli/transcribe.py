@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from asr.recognizer import Recognizer
     from asr.transcript import Transcript
 
+_NO_SENTENCE = "no sentence of the grammar is what was said, so there is no text"
+
 
 def transcribe(
     inputs: Annotated[
@@ -103,7 +105,9 @@ def transcribe(
                 terminal.note(f"{options.describe(recognizer)}, {counts} process{'es' * (most > 1)}")
                 options.note_unspelt(recognizer)
             if len(recordings) == 1:
-                _transcribe_one(todo[0], kinds[0], recognizer, piped, rate, replace, quiet, verbose)
+                text = _transcribe_one(todo[0], kinds[0], recognizer, piped, rate, replace, quiet, verbose)
+                if grammar and not text and not quiet:
+                    terminal.note(f"{todo[0].path}: {_NO_SENTENCE}")
                 raise typer.Exit(1 if nothing else 0)
             del recognizer  # every process loads its own
     done, audio_s = 0, 0.0
@@ -125,6 +129,8 @@ def transcribe(
                 _deliver(attempt.result, job, kinds[0], replace, prefix)
                 if verbose:
                     terminal.note(_told(job.path, attempt.result, attempt.seconds))
+                if grammar and not attempt.result.text and not quiet:
+                    terminal.note(f"{job.path}: {_NO_SENTENCE}")
                 done += 1
             except AsrError as error:
                 terminal.complain(error)
@@ -151,8 +157,11 @@ def _transcribe_one(
     overwrite: bool,
     quiet: bool,
     verbose: bool,
-) -> None:
-    """One recording, to the job's outputs or in one format to stdout; text goes there as soon as it is recognised."""
+) -> str:
+    """One recording, to the job's outputs or in one format to stdout; text goes there as soon as it is recognised.
+
+    returns: all of its text.
+    """
     from time import perf_counter
 
     from asr import audio
@@ -204,6 +213,7 @@ def _transcribe_one(
         terminal.note(_told(job.path, transcript, perf_counter() - started))
     if broken:
         raise broken[0]
+    return transcript.text
 
 
 class _Text:

@@ -34,6 +34,7 @@ CLIPPED_SHARE = 0.005  # of the samples; below it the odd clipped peak is harmle
 DURATION_TOLERANCE_S = 0.1
 DURATION_TOLERANCE = 0.02  # of the duration; the larger of the two counts
 OUTLIER_Z = 6.0
+DC_OFFSET = 0.01  # of full scale; microphones and converters stay far below
 _LEAST_FOR_OUTLIERS = 20  # utterances; the median of fewer says little
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 
@@ -133,6 +134,7 @@ def check(
     frame_shift_s: float = 0.04,
     *,
     manifest: Path | None = None,
+    malformed: Sequence[AsrError] = (),
     progress: Progress | None = None,
 ) -> Diagnosis:
     """Everything that is wrong with the utterances. Each is decoded once, several at a time.
@@ -140,12 +142,16 @@ def check(
     tokens:        the vocabulary the normalised text must be spelt with.
     frame_shift_s: seconds of audio for one frame of the network's output; CTC needs a frame for each token.
     manifest:      the file the utterances come from, whose bytes are looked at too.
+    malformed:     the faults of its other lines, see asr.manifest.read.
     progress:      a Rich progress display to add a bar to.
     """
     diagnosis = Diagnosis(utterances=len(utterances))
     findings = diagnosis.findings
     if manifest is not None:
         findings += _check_bytes(manifest)
+    for error in malformed:
+        where, _, detail = str(error).partition(": ")
+        findings.append(Finding("error", "malformed line", Path(where).name, detail))
     diagnosis.speakers = len({utterance.speaker for utterance in utterances} - {None})
     files = Counter(utterance.audio for utterance in utterances)
     unknown: Counter[str] = Counter()
@@ -188,6 +194,11 @@ def check(
                 same = contents[measured.digest]
                 also = "" if normalise(same.text) == normalise(utterance.text) else ", with another text"
                 faults.append(("warning", "duplicate audio", f"the same samples as {same.id}{also}"))
+            if abs(measured.offset) > DC_OFFSET:
+                detail = (
+                    f"the samples' mean is {measured.offset:+.3f} of full scale; filter it out, or mend the microphone"
+                )
+                faults.append(("warning", "DC offset", detail))
             if measured.dbfs < SILENCE_DBFS:
                 faults.append(("warning", "silence", f"{measured.dbfs:.0f} dBFS on average"))
             if measured.clipped > CLIPPED_SHARE:
@@ -260,12 +271,16 @@ def histogram(values: Sequence[float], bins: int = 12, width: int = 40, unit: st
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What decoding an utterance tells. file_s: the whole file by its header; clipped: share of samples."""
+    """What decoding an utterance tells. file_s: the whole file by its header; clipped: share of samples.
+
+    dbfs: without the offset, which is the samples' mean.
+    """
 
     duration_s: float
     file_s: float
     sample_rate: int
     dbfs: float
+    offset: float
     clipped: float
     digest: bytes
 
@@ -292,12 +307,13 @@ def _measure(utterance: Utterance) -> _Measured | _Fault:
     heard = waveform  # below 8 kHz, all that a recogniser gets: a hiss or click above it is still silence
     if info.sample_rate > audio.SAMPLE_RATE:
         heard = audio.resample(waveform, info.sample_rate, audio.SAMPLE_RATE)
-    power = float(np.mean(np.square(heard, dtype=np.float64))) if len(heard) else 0.0
+    power = float(np.var(heard, dtype=np.float64)) if len(heard) else 0.0
     return _Measured(
         duration_s=len(waveform) / info.sample_rate,
         file_s=info.duration_s,
         sample_rate=info.sample_rate,
         dbfs=10 * math.log10(power) if power > 0 else -math.inf,
+        offset=float(np.mean(waveform, dtype=np.float64)) if len(waveform) else 0.0,
         clipped=float(np.mean(np.abs(waveform) >= FULL_SCALE)),
         digest=hashlib.blake2b(np.ascontiguousarray(waveform).data, digest_size=16).digest(),
     )

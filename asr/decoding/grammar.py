@@ -13,6 +13,7 @@ source: Thompson 1968, "Regular Expression Search Algorithm";
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -29,6 +30,8 @@ _MAX_SIZE = 2_000_000  # arcs of the first automaton and members of the second o
 _MAX_TABLE = 1 << 30  # bytes
 _MAX_DEPTH = 300  # expressions within expressions, through references too: Python allows 1000 calls
 _DEAD, _START = 0, 1
+_HEADER = "'#JSGF V1.0;' at the very start"
+_RULE = re.compile(r"^\s*(?:public\s+)?<[^<>\s]+>\s*=", re.MULTILINE)  # of JSGF, which no list of sentences has
 
 
 class Grammar:
@@ -62,6 +65,8 @@ class Grammar:
         raises: GrammarError naming the place if it is missing, not UTF-8 (whatever a JSGF header says), or as `parse`.
         """
         text = "".join(line for _, line in files.lines(path, GrammarError, what="grammar"))
+        if Path(path).suffix.lower() == ".jsgf" and not text.startswith("#JSGF"):
+            raise GrammarError(f"{path}:1: expected {_HEADER}, got {text.split(chr(10))[0][:40]!r}")
         return cls.parse(text, normalise, tokens, str(path))
 
     @classmethod
@@ -80,6 +85,9 @@ class Grammar:
         if text.startswith("#JSGF"):
             sentences, rules = jsgf.parse(text, spell, where)
             return cls(sentences, tokens, rules, where)
+        if rule := _RULE.search(text):
+            number = text.count("\n", 0, rule.end()) + 1
+            raise GrammarError(f"{where}:{number}: expected {_HEADER} before rules, got {rule[0].strip()!r} without it")
         lines = ((line.strip(), number) for number, line in enumerate(text.split("\n"), start=1))
         listed = [spell(line, f"{where}:{number}") for line, number in lines if line and not line.startswith("#")]
         if not listed:

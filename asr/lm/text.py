@@ -33,18 +33,19 @@ class Without:
     """Lines less those that equal a held-out sentence or share a run of OVERLAP words with one.
 
     A language model that has read a test's sentences knows its answers.
-    dropped: how many lines were left out so far.
+    dropped, seen: how many lines were left out so far, of how many.
     """
 
     def __init__(self, held_out: Iterable[str]) -> None:
         texts = [text.split() for text in held_out]
         self._sentences = {tuple(words) for words in texts if words}
         self._runs = {run for words in texts for run in _runs(words)}
-        self.dropped = 0
+        self.dropped = self.seen = 0
 
     def __call__(self, lines: Iterable[str]) -> Iterator[str]:
         for line in lines:
             words = line.split()
+            self.seen += bool(words)
             if tuple(words) in self._sentences or not self._runs.isdisjoint(_runs(words)):
                 self.dropped += 1
             else:

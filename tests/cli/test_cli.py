@@ -427,6 +427,10 @@ def test_summary_counts_parameters(cli: Cli, tmp_path: Path) -> None:
     lstm = 2 * 4 * 64 * (80 + 64 + 2) + 2 * 80  # both directions, and the layer norm before them
     assert f"{lstm:,}" in done.stdout
     assert "one frame each 10 ms; its convolutions see 25 ms" in " ".join(done.stdout.split())
+    (tmp_path / "config.yaml").write_text(CONFIG + "pronunciation: {dictionary: none.dict}\n")
+    done = cli("summary", "config.yaml")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "pronunciation.dictionary: " in one_line(done.stderr)
 
 
 @pytest.mark.parametrize(

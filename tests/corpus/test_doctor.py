@@ -134,6 +134,33 @@ def test_parts_of_one_file(tmp_path: Path) -> None:
     assert found == {("error", "wrong duration", "long@9.00"), ("error", "unreadable audio", "long@11.00")}
 
 
+def test_offsets_of_the_sound(tmp_path: Path) -> None:
+    files = [tmp_path / "offset.wav", tmp_path / "silent.wav"]
+    soundfile.write(files[0], speak(tmp_path / "a.wav") + 0.05, RATE, subtype="FLOAT")
+    soundfile.write(files[1], np.full(2 * RATE, -0.02), RATE, subtype="FLOAT")
+    diagnosis = doctor.check([Utterance(file, 2.0, file.stem) for file in files], TOKENS, english)
+    assert [(finding.kind, finding.id) for finding in diagnosis.findings] == [
+        ("DC offset", "offset"),
+        ("DC offset", "silent"),
+        ("silence", "silent"),
+    ]
+    assert diagnosis.findings[0].detail.startswith("the samples' mean is +0.05")
+
+
+def test_malformed_lines_are_among_the_faults(tmp_path: Path, clean: list[Utterance]) -> None:
+    path = tmp_path / "m.jsonl"
+    manifest.write(path, clean[:2])
+    with path.open("a") as file:
+        file.write('{"audio_filepath": "a.wav"}\n{"text": \n')
+    malformed: list[manifest.ManifestError] = []
+    diagnosis = doctor.check(manifest.read(path, malformed), TOKENS, english, malformed=malformed)
+    assert diagnosis.utterances == 2
+    assert kinds(diagnosis) == {("error", "malformed line", "m.jsonl:3"), ("error", "malformed line", "m.jsonl:4")}
+    assert "'duration' is missing" in diagnosis.findings[0].detail
+    with pytest.raises(manifest.ManifestError, match=r"m\.jsonl:3"):
+        manifest.read(path)
+
+
 def test_hiss_above_hearing_is_silence(tmp_path: Path) -> None:
     at = np.arange(2 * 44_100) / 44_100
     soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 15_000 * at), 44_100)
