@@ -159,7 +159,8 @@ def test_what_is_held_out_is_left_out(asr: Run, tmp_path: Path) -> None:
     assert done.status == 1
     assert done.complaint.splitlines() == [
         "4 of 4 lines equal a held-out text or share 7 words in a row with one, and were left out",
-        "warning: that is most of them; where every set has the same sentences, as of commands or digits, do without --exclude",
+        "warning: that is most of them; where every set has the same sentences, as of commands or digits, do without "
+        "--exclude",
         "asr: expected a text, got no lines",
     ]
     assert not (tmp_path / "none.lm").exists()
