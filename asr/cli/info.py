@@ -15,10 +15,11 @@ def models() -> None:
     import json
 
     from asr.errors import AsrError
-    from asr.models import network, onnxfile
+    from asr import models as known
+    from asr.models import onnxfile
 
-    for name, path in network.models().items():
-        lm = network.find_lm(name)
+    for name, path in known.names().items():
+        lm = known.find_lm(name)
         size = f"{path.stat().st_size / 1e6:.1f} MB" + (
             f", language model {lm.stat().st_size / 1e6:.1f} MB" if lm else ""
         )
@@ -27,8 +28,8 @@ def models() -> None:
             about = [card.get("licence"), card.get("description")]
         except (AsrError, ValueError, OSError) as error:
             about = [f"cannot be read: {error}"]
-        default = ", the default" * (name == network.DEFAULT_MODEL)
-        place = "in the package" if network.is_bundled(path) else str(path)
+        default = ", the default" * (name == known.DEFAULT_MODEL)
+        place = "in the package" if known.is_bundled(path) else str(path)
         rows = [f"{name}{default}: {size}; {place}", *(f"    {text}" for text in about if text)]
         terminal.show("".join(f"{terminal.line(row)}\n" for row in rows))
 

@@ -108,7 +108,7 @@ def formats_of(names: str) -> list[str]:
 
 def lm_path(model: str) -> Path:
     """The file of a language model given by path, or by the name of the model that it comes with."""
-    from asr.models.network import find_lm
+    from asr.models import find_lm
 
     return find_lm(model) or Path(model)
 
