@@ -14,8 +14,8 @@ def models() -> None:
     """The models known by name: those in the package, and your own in ~/.asr/models or $ASR_MODELS."""
     import json
 
-    from asr.errors import AsrError
     from asr import models as known
+    from asr.errors import AsrError
     from asr.models import onnxfile
 
     for name, path in known.names().items():
