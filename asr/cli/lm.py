@@ -1,4 +1,4 @@
-"""The commands `asr lm`: estimate, mix, measure and show language models."""
+"""The commands `asr lm`: estimate, mix, convert, measure and show language models."""
 
 from __future__ import annotations
 
@@ -127,6 +127,27 @@ def mix(
         model = mixing.mix(a, b, share)
         model.info["normaliser"] = a.info.get("normaliser", "english")
         _write_lm(model, output)
+
+
+@app.command("convert", epilog="Example: `asr lm convert english.arpa.gz -o english.lm`")
+def convert(
+    model: Annotated[
+        Path, typer.Argument(help="A language model: ARPA, or of this program's older versions.", show_default=False)
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The file to write; .arpa or .arpa.gz for that format.", show_default=False
+        ),
+    ],
+    overwrite: terminal.Overwrite = False,
+) -> None:
+    """The same language model in another format: ARPA, or the binary file that starts fastest."""
+    from asr.lm.model import NgramModel
+
+    terminal.refuse_existing(output, overwrite)
+    with terminal.interruptible():
+        _write_lm(NgramModel.load(model), output)
 
 
 @app.command("perplexity", epilog="Example: `asr lm perplexity english.lm data/dev.jsonl`")

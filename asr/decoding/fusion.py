@@ -8,19 +8,22 @@ score. The tree of all spellings knows the words that a prefix can become.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
 from asr.errors import AsrError
+from asr.lm.lexicon import MAX_LETTERS, OUTSIDE, ROOT, Lexicon
 from asr.lm.model import EOS, UNK, NgramModel
 from asr.tokens import BLANK, Tokens
 
 SPACE = "\u2581"  # how a character model's text writes the space between words
 MAX_WEIGHT = 1000.0  # far beyond all sense; infinite ones would make NaN of the sums
-_MAX_LETTERS = 64  # longer "words" are noise in the text, and would cost memory
-_MAX_TABLE = 1 << 30  # bytes of the spelling tree
+_FIRST_ROWS = 1024
+_MAX_CACHED = 1 << 20  # numbers of each kind
+_MAX_ENDS = 1 << 16
 
 
 class FusionError(AsrError):
@@ -51,64 +54,8 @@ class Decoding:
                 raise FusionError(f"expected for {name} a number from {low:g} to {high:g}, got {value}")
 
 
-class Lexicon:
-    """The tree of a vocabulary's spellings. A node is a beginning of words; ROOT is between words, OUTSIDE in none of them.
-
-    next: (S, V) int32, the node after each token.
-    word: (S,) int64, the id of the word that is complete at the node, or UNK.
-    best: (S,) float64, the highest value of the words that begin so; -inf for ROOT and OUTSIDE.
-    unspelt: the words that the tokens cannot spell.
-    raises: FusionError if no word can be spelt, or the tree would be too large.
-    """
-
-    ROOT, OUTSIDE = 0, 1
-
-    def __init__(self, words: Sequence[str], ids: np.ndarray, values: np.ndarray, tokens: Tokens) -> None:
-        letters = {symbol: token for token, symbol in enumerate(tokens.symbols) if token != BLANK and symbol != " "}
-        spellable = [0 < len(word) <= _MAX_LETTERS and letters.keys() >= set(word) for word in words]
-        self.unspelt = [word for word, fits in zip(words, spellable, strict=True) if not fits]
-        spelt = [(word, index) for index, (word, fits) in enumerate(zip(words, spellable, strict=True)) if fits]
-        if not spelt:
-            raise FusionError(
-                f"expected words spelt with {''.join(letters)!r}, got {list(words[:5])}: "
-                "normalise the model's text as the recogniser's was"
-            )
-        spelt.sort()
-        order = np.array([index for _, index in spelt])
-        # (W, L) code points, 0 after the end: NumPy keeps texts of one array at one length.
-        points = np.array([word for word, _ in spelt]).view(np.uint32).reshape(len(spelt), -1)
-
-        # In sorted order, words with a common beginning stand together: a node begins where a spelling differs from the
-        # one before it, and lasts while it does not.
-        same = np.zeros(points.shape, bool)
-        same[1:] = np.logical_and.accumulate(points[1:] == points[:-1], axis=1)
-        begins = ~same & (points > 0)
-        numbers = np.cumsum(begins, dtype=np.int32).reshape(begins.shape) + self.OUTSIDE
-        nodes = np.maximum.accumulate(np.where(begins, numbers, 0), axis=0)  # (W, L), rubbish where points are 0
-        size = int(begins.sum()) + 2
-        if size * len(tokens) * 4 > _MAX_TABLE:
-            raise FusionError(
-                f"expected a vocabulary whose spelling tree fits {_MAX_TABLE >> 20} MB, got {size} nodes of "
-                f"{len(tokens)} tokens: train the language model with a smaller --vocab"
-            )
-        token_of = np.zeros(int(points.max()) + 1, np.int64)
-        for symbol, token in letters.items():
-            if ord(symbol) < len(token_of):
-                token_of[ord(symbol)] = token
-        parents = np.concatenate([np.zeros((len(spelt), 1), nodes.dtype), nodes[:, :-1]], axis=1)
-        self.next = np.full((size, len(tokens)), self.OUTSIDE, np.int32)
-        self.next[parents[begins], token_of[points[begins]]] = nodes[begins]
-
-        lengths = (points > 0).sum(axis=1)
-        self.word = np.full(size, UNK, np.int64)
-        self.word[nodes[np.arange(len(spelt)), lengths - 1]] = ids[order]
-        self.best = np.full(size, -np.inf)
-        inside = points > 0
-        np.maximum.at(self.best, nodes[inside], np.repeat(values[order], lengths))
-
-
 class WordScorer:
-    """A word n-gram model as a scorer of the beam search (asr.decoding.ctc.Scorer).
+    """A word n-gram model as a scorer of the beam search (asr.decoding.ctc.Scorer). Safe to share between threads.
 
     extra:  words outside the model's vocabulary that are as welcome as its unknown word, such as hot words.
     unspelt: words of the vocabulary that the tokens cannot spell, and that can therefore not be recognised.
@@ -123,54 +70,137 @@ class WordScorer:
         self._space = tokens.space
         self._model = model
         self._weight, self._bonus = decoding.lm_weight, decoding.word_bonus
-        known = model.words[EOS + 1 :]
-        more = sorted(set(extra) - set(known))
-        ids = np.concatenate([np.arange(EOS + 1, len(model.words)), np.full(len(more), UNK)])
-        lexicon = Lexicon(known + more, ids, model.unigrams[ids], tokens)
-        self.unspelt = lexicon.unspelt
-        self._next, self._word = lexicon.next, lexicon.word
-        # What a word gains beside its probability; a prefix that is no word, or begins none, is an unknown word.
-        unknown = -np.inf if decoding.unknown is None else decoding.unknown
-        self._extra = np.where(self._word == UNK, unknown, 0.0) + self._bonus
-        node = np.zeros(len(more), np.int64)
-        for row, word in enumerate(more):
-            for token in tokens.encode(word):
-                node[row] = self._next[node[row], token]
-        self._extra[node] = self._bonus
-        self._ahead = np.zeros(len(self._word))
-        words = slice(Lexicon.OUTSIDE + 1, None)
-        self._ahead[words] = self._weight * lexicon.best[words] + self._bonus
-        self._ahead[Lexicon.OUTSIDE] = self._weight * model.unigrams[UNK] + self._bonus + unknown
-        self._bits = int(len(self._word) - 1).bit_length()
+        self._unknown = self._bonus + (-np.inf if decoding.unknown is None else decoding.unknown)
+        more = [word for word in sorted(set(extra)) if word not in model]
+        lexicon = model.lexicon
+        if more:
+            ids = np.concatenate([np.arange(EOS + 1, len(model.words)), np.full(len(more), UNK)])
+            lexicon = Lexicon.of(model.words[EOS + 1 :] + more, ids, model.unigrams[ids])
+        self._lexicon = lexicon
+        self._welcome = frozenset(map(lexicon.find, more))
+        # The token of each letter; the blank, which nobody asks for, where there is none.
+        letters = {symbol: token for token, symbol in enumerate(tokens.symbols) if symbol != " "}
+        self._token = np.array([letters.get(letter, BLANK) for letter in lexicon.letters], np.int64)
+        self.unspelt: list[str] = []
+        if not self._token.all() or lexicon.n_words < model.counts[0] - EOS - 1:
+            words = model.words[EOS + 1 :]
+            self.unspelt = [word for word in words if len(word) > MAX_LETTERS or not letters.keys() >= set(word)]
+        if len(self.unspelt) == model.counts[0] - EOS - 1 and not more:
+            raise FusionError(
+                f"expected words spelt with {tokens.alphabet.replace(' ', '')!r}, got {model.words[EOS + 1 : EOS + 6]}: "
+                "normalise the model's text as the recogniser's was"
+            )
+        self._outside = self._weight * float(model.unigrams[UNK]) + self._unknown
+        self._bits = (len(lexicon) - 1).bit_length()
         self.start = model.start << self._bits
+        self._lock = Lock()
+        self._rows = self._no_rows(len(tokens))
+        self._ends: dict[int, tuple[float, int]] = {}
 
     def scores(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        node = states & ((1 << self._bits) - 1)
-        gains: np.ndarray = self._ahead[self._next[node[:, None], tokens]] - self._ahead[node][:, None]
+        rows, table = self._rows_of(states & ((1 << self._bits) - 1))
+        gains: np.ndarray = table.gains[rows[:, None], tokens]
         column = int(np.searchsorted(tokens, self._space))
         if column < len(tokens) and tokens[column] == self._space:
-            gains[:, column] = self._word_end(states)[0]
+            gains[:, column] = [self._word_end(state)[0] for state in states.tolist()]
         return gains
 
     def advance(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         node = states & ((1 << self._bits) - 1)
-        following: np.ndarray = states - node + self._next[node, tokens]
-        ends = np.flatnonzero(tokens == self._space)
-        if len(ends):
-            following[ends] = self._word_end(states[ends])[1] << self._bits
+        rows, table = self._rows_of(node)
+        following: np.ndarray = states - node + table.next[rows, tokens]
+        for index in np.flatnonzero(tokens == self._space).tolist():
+            following[index] = self._word_end(int(states[index]))[1] << self._bits
         return following
 
     def end(self, states: np.ndarray) -> np.ndarray:
-        gains, contexts = self._word_end(states)
-        return gains + self._weight * self._model.score(contexts, np.full(len(states), EOS))[0]
+        ends = [self._word_end(state) for state in states.tolist()]
+        return np.array([gain + self._weight * self._model.score_word(context, EOS)[0] for gain, context in ends])
 
-    def _word_end(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What each prefix gains as its last word ends, and the context after it. Between words nothing ends."""
-        context, node = states >> self._bits, states & ((1 << self._bits) - 1)
-        log_probs, following = self._model.score(context, self._word[node])
-        gains = self._weight * log_probs + self._extra[node] - self._ahead[node]
-        between = node == Lexicon.ROOT
-        return np.where(between, 0.0, gains), np.where(between, context, following)
+    def _word_end(self, state: int) -> tuple[float, int]:
+        """What a prefix gains as its last word ends, and the context after it. Between words nothing ends."""
+        found = self._ends.get(state)
+        if found is None:
+            context, node = state >> self._bits, state & ((1 << self._bits) - 1)
+            if node == ROOT:
+                found = 0.0, context
+            else:
+                word = int(self._lexicon.word[node])
+                log_prob, following = self._model.score_word(context, word)
+                known = word != UNK or node in self._welcome
+                gain = self._weight * log_prob + (self._bonus if known else self._unknown)
+                ahead = self._ahead(np.array([node]))[0]
+                found = float(gain - ahead) if ahead > -np.inf else -np.inf, following
+            if len(self._ends) >= _MAX_ENDS:
+                self._ends = {}
+            self._ends[state] = found
+        return found
+
+    def _ahead(self, nodes: np.ndarray) -> np.ndarray:
+        """What prefixes at nodes (n,) have been given in advance of their word's end. (n,) float64."""
+        ahead: np.ndarray = self._weight * self._lexicon.best[nodes].astype(np.float64) + self._bonus
+        ahead[nodes == ROOT] = 0.0
+        ahead[nodes == OUTSIDE] = self._outside
+        return ahead
+
+    def _no_rows(self, n_tokens: int) -> _Rows:
+        return _Rows(
+            np.zeros(len(self._lexicon), np.int32),
+            1,
+            np.zeros((_FIRST_ROWS, n_tokens), np.int32),
+            np.zeros((_FIRST_ROWS, n_tokens)),
+        )
+
+    def _rows_of(self, nodes: np.ndarray) -> tuple[np.ndarray, _Rows]:
+        """The rows (n,) of nodes (n,) in a table, made where they are not there yet."""
+        table = self._rows
+        rows = table.row[nodes]
+        if rows.all():
+            return rows, table
+        with self._lock:
+            table = self._rows
+            new = np.unique(nodes[table.row[nodes] == 0])
+            if (table.count + len(new)) * table.next.shape[1] > _MAX_CACHED:
+                table, new = self._no_rows(table.next.shape[1]), np.unique(nodes)
+            self._rows = table = self._with(table, new)
+        return table.row[nodes], table
+
+    def _with(self, table: _Rows, nodes: np.ndarray) -> _Rows:
+        """The table with rows for nodes that have none. What other threads may have in hands stays right for them."""
+        count = table.count + len(nodes)
+        row, following, gains = table.row, table.next, table.gains
+        if count > len(following):
+            row = row.copy()
+            following, gains = (np.resize(array, (2 * count, array.shape[1])) for array in (following, gains))
+        rows = np.arange(table.count, count)
+        first = self._lexicon.children[nodes].astype(np.int64)
+        counts = self._lexicon.children[nodes + 1] - first
+        parents = np.repeat(rows, counts)
+        children = np.arange(len(parents)) + np.repeat(first - np.cumsum(counts) + counts, counts)
+        tokens = self._token[self._lexicon.letter[children]]
+        following[rows] = OUTSIDE
+        following[parents, tokens] = children
+        gains[rows] = self._outside
+        gains[parents, tokens] = self._ahead(children)
+        with np.errstate(invalid="ignore"):  # what comes after a forbidden beginning is never asked
+            gains[rows] -= self._ahead(nodes)[:, None]
+        row[nodes] = rows
+        return _Rows(row, count, following, gains)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """What follows nodes of the spelling tree, of those that were asked for: they are few of many.
+
+    row:   (S,) int32, each node's row below; 0 for none yet.  count: how many rows there are, with the unused first.
+    next:  (rows, V) int32, the node after each token.
+    gains: (rows, V) float64, what the token gains inside a word.
+    """
+
+    row: np.ndarray
+    count: int
+    next: np.ndarray
+    gains: np.ndarray
 
 
 class CharacterScorer:
@@ -211,7 +241,7 @@ def scorer(
 
 def is_character_model(model: NgramModel) -> bool:
     """Whether its words are single characters, SPACE among them."""
-    return SPACE in model and all(len(word) == 1 for word in model.words[EOS + 1 :])
+    return SPACE in model.lexicon.letters and not model.lexicon.has_longer and SPACE in model
 
 
 def spell(line: str) -> str:

@@ -1,16 +1,25 @@
-"""The compact binary file of an n-gram model, mapped into memory; half the size of memory, as keys follow from the rest.
+"""The compact binary file of an n-gram model, mapped into memory: what the search needs is used where it lies in the file.
 
 All numbers are little-endian, each array stands at a multiple of 64 bytes:
 
     magic                 8 bytes
     version, header size  uint32 each
-    header                JSON: "counts" of the n-grams of each length, "vocabulary_bytes", and "info"
+    header                JSON: "counts" of the n-grams of each length, "vocabulary_bytes", "info", and of the tree of
+                          spellings the "letters" and how many "spellings" it has, its nodes
     log_probs             float32, for the root (unused) and each node
     backoffs              float32, for the root and each other context
     words                 uint16, or uint32 from V = 65537 on: the last word of each n-gram longer than 1
-    child_counts          uint32, for each context but the root, whose children are the V unigrams
+    children              uint32, for the root, each other context, and the end: the first of its children
     suffixes              int32, for each context of 3 words or more
+    spelling_children     uint32, of the tree of spellings, see asr.lm.lexicon
+    spelling_words        uint16 or uint32, as words
+    spelling_best         float32
+    spelling_letters      uint8, uint16 or uint32, whichever is enough for the letters
     vocabulary            UTF-8, one word a line
+
+Version 1 has no tree of spellings, so that each process makes its own, and in place of `children` it has
+
+    child_counts          uint32, for each context but the root, whose children are the V unigrams
 """
 
 from __future__ import annotations
@@ -18,7 +27,6 @@ from __future__ import annotations
 import json
 import mmap
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +34,8 @@ from typing import Any
 import numpy as np
 
 from asr.files import make_folder, replaced
+from asr.lm.lexicon import OUTSIDE, Lexicon, smallest
 from asr.lm.model import (
-    HIGHEST,
-    LOWEST,
     MAX_NGRAMS,
     MAX_ORDER,
     MAX_WORDS,
@@ -36,11 +43,10 @@ from asr.lm.model import (
     SPECIAL_WORDS,
     LmError,
     NgramModel,
-    encoded,
 )
 
 MAGIC = b"\x89asr-lm\n"  # no text begins so, and a copy that changes line ends or drops the eighth bit breaks it
-_VERSION = 1
+_VERSION = 2
 _PREAMBLE = struct.Struct("<8sII")  # magic, version, bytes of the header
 _ALIGNMENT = 64  # bytes: a cache line
 _MAX_HEADER = 1 << 20
@@ -48,27 +54,36 @@ _MAX_HEADER = 1 << 20
 
 def write(model: NgramModel, path: Path) -> None:
     """`NgramModel.save`."""
-    vocabulary = encoded(model.words)
-    fields = {"counts": model.counts, "vocabulary_bytes": len(vocabulary), "info": model.info}
+    lexicon = model.lexicon
+    fields = {
+        "counts": model.counts,
+        "vocabulary_bytes": len(model.vocabulary),
+        "letters": lexicon.letters,
+        "spellings": len(lexicon),
+        "info": model.info,
+    }
     try:
         header = json.dumps(fields, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise LmError(f"expected an info that JSON can hold, got another ({error})") from None
     if len(header) > _MAX_HEADER:
         raise LmError(f"expected an info of less than {_MAX_HEADER} bytes as JSON, got {len(header)}")
-    parents, words = np.divmod(model.keys[1 + model.counts[0] : -1], model.counts[0])
     arrays = {
         "log_probs": model.log_probs,
         "backoffs": model.backoffs,
-        "words": words,
-        "child_counts": np.bincount(parents, minlength=len(model.backoffs))[1:],
-        "suffixes": model.suffixes[1 + sum(model.counts[:2]) :],
-        "vocabulary": np.frombuffer(vocabulary, np.uint8),
+        "words": model.last_words,
+        "children": model.children,
+        "suffixes": model.longer_suffixes,
+        "spelling_children": lexicon.children,
+        "spelling_words": lexicon.word,
+        "spelling_best": lexicon.best,
+        "spelling_letters": lexicon.letter,
+        "vocabulary": np.frombuffer(model.vocabulary, np.uint8),
     }
     make_folder(path.parent)
     with replaced(path) as file:
         file.write(_PREAMBLE.pack(MAGIC, _VERSION, len(header)) + header)
-        for section in _sections(model.counts, len(header), len(vocabulary)):
+        for section in _sections(_VERSION, len(header), fields):
             file.write(bytes(section.offset - file.tell()))
             file.write(arrays[section.name].astype(section.dtype, copy=False).data)
 
@@ -87,19 +102,30 @@ class _Section:
         return self.offset + self.count * np.dtype(self.dtype).itemsize
 
 
-def _sections(counts: Sequence[int], header_bytes: int, vocabulary_bytes: int) -> list[_Section]:
+def _sections(version: int, header_bytes: int, header: dict[str, Any]) -> list[_Section]:
     """The arrays of the binary file, as described above; no size is taken from the file but these."""
+    counts = header["counts"]
     n_nodes, n_contexts = 1 + sum(counts), 1 + sum(counts[:-1])
-    sections: list[_Section] = []
-    end = _PREAMBLE.size + header_bytes
-    for name, dtype, count in (
+    word = "<u2" if counts[0] <= 1 << 16 else "<u4"
+    arrays = [
         ("log_probs", "<f4", n_nodes),
         ("backoffs", "<f4", n_contexts),
-        ("words", "<u2" if counts[0] <= 1 << 16 else "<u4", n_nodes - 1 - counts[0]),
-        ("child_counts", "<u4", n_contexts - 1),
+        ("words", word, n_nodes - 1 - counts[0]),
+        ("children", "<u4", n_contexts + 1) if version > 1 else ("child_counts", "<u4", n_contexts - 1),
         ("suffixes", "<i4", sum(counts[2:-1])),
-        ("vocabulary", "u1", vocabulary_bytes),
-    ):
+    ]
+    if version > 1:
+        size = header["spellings"]
+        arrays += [
+            ("spelling_children", "<u4", size + 1),
+            ("spelling_words", word, size),
+            ("spelling_best", "<f4", size),
+            ("spelling_letters", smallest(len(header["letters"])), size),
+        ]
+    arrays.append(("vocabulary", "u1", header["vocabulary_bytes"]))
+    sections: list[_Section] = []
+    end = _PREAMBLE.size + header_bytes
+    for name, dtype, count in arrays:
         sections.append(_Section(name, dtype, count, -(-end // _ALIGNMENT) * _ALIGNMENT))
         end = sections[-1].end
     return sections
@@ -117,9 +143,9 @@ def read(path: Path, data: mmap.mmap) -> NgramModel:
 
     check(len(data) >= _PREAMBLE.size, f"expected a language model, got {len(data)} bytes")
     _, version, header_bytes = _PREAMBLE.unpack_from(data)
-    if version != _VERSION:
+    if not 1 <= version <= _VERSION:
         raise LmError(
-            f"{path}: expected version {_VERSION} of the file, got {version}: build it again with this program"
+            f"{path}: expected version 1 to {_VERSION} of the file, got {version}: build it again with this program"
         )
     check(header_bytes <= _MAX_HEADER, f"expected a header of at most {_MAX_HEADER} bytes, got {header_bytes}")
     try:
@@ -127,49 +153,82 @@ def read(path: Path, data: mmap.mmap) -> NgramModel:
     except (ValueError, RecursionError):
         header = None
     check(isinstance(header, dict), "expected a header of JSON, got something else")
-    counts, vocabulary_bytes, info = (header.get(key) for key in ("counts", "vocabulary_bytes", "info"))
+    if version == 1:
+        header |= {"letters": "", "spellings": OUTSIDE + 1}
+    counts, info, letters = (header.get(key) for key in ("counts", "info", "letters"))
+    sizes = [header.get(key) for key in ("vocabulary_bytes", "spellings")]
     check(
         isinstance(counts, list)
         and 1 <= len(counts) <= MAX_ORDER
-        and all(type(count) is int and 0 <= count <= MAX_NGRAMS for count in [*counts, vocabulary_bytes])
+        and all(type(count) is int and 0 <= count <= MAX_NGRAMS for count in [*counts, *sizes])
         and len(SPECIAL_WORDS) <= counts[0] <= MAX_WORDS
         and sum(counts) <= MAX_NGRAMS
+        and sizes[1] > OUTSIDE
+        and isinstance(letters, str)
         and isinstance(info, dict),
-        f"expected counts of n-grams, the size of the vocabulary and an info in the header, got {str(header)[:80]}",
+        f"expected counts of n-grams, sizes of the vocabulary and its spellings and an info in the header, "
+        f"got {str(header)[:80]}",
     )
-    sections = _sections(counts, header_bytes, vocabulary_bytes)
+    sections = _sections(version, header_bytes, header)
     for section in sections:  # before any is allocated for: a short file may claim the moon
         check(section.end <= len(data), f"expected {section.end} bytes with its {section.name}, got {len(data)}")
     check(sections[-1].end == len(data), f"expected {sections[-1].end} bytes, got {len(data)}")
-    log_probs, backoffs, last_words, child_counts, stored_suffixes, vocabulary = (
-        np.frombuffer(data, section.dtype, section.count, section.offset) for section in sections
+    arrays = {
+        # Of this machine's own byte order, which is the file's nearly everywhere.
+        section.name: _native(np.frombuffer(data, section.dtype, section.count, section.offset))
+        for section in sections
+    }
+    log_probs, backoffs, last_words, suffixes = (
+        arrays[name] for name in ("log_probs", "backoffs", "words", "suffixes")
     )
-    n_words, n_contexts = counts[0], len(backoffs)
+    n_words = counts[0]
 
-    check(np.isfinite(log_probs).all() and log_probs.max() <= SLACK, "expected log-probabilities, got other numbers")
-    check(np.isfinite(backoffs).all(), "expected finite back-offs, got others")
+    # Minima and maxima need no memory, and NaN wins both.
+    check(np.isfinite(log_probs.min()) and log_probs.max() <= SLACK, "expected log-probabilities, got other numbers")
+    check(np.isfinite(backoffs.min()) and np.isfinite(backoffs.max()), "expected finite back-offs, got others")
+    check(last_words.max(initial=0) < n_words, f"expected word ids below {n_words}, got one above")
     first = 1 + np.cumsum([0, *counts])  # each level's first node
-    for k in range(1, len(counts)):
-        children = child_counts[first[k - 1] - 1 : first[k] - 1].sum(dtype=np.int64)
-        check(children == counts[k], f"expected {counts[k]} {k + 1}-grams, got {children} below the {k}-grams")
-        suffixes = stored_suffixes[first[k - 1] - first[2] : first[k] - first[2]] if k > 2 else stored_suffixes[:0]
-        check(((suffixes > 0) & (suffixes < first[k - 1])).all(), f"expected the suffixes of {k}-grams to be shorter")
-    check((last_words < n_words).all(), f"expected word ids below {n_words}, got one above")
-    keys = np.empty(len(log_probs) + 1, np.int64)
-    keys[0], keys[-1] = LOWEST, HIGHEST
-    keys[1 : 1 + n_words] = np.arange(n_words)
-    keys[1 + n_words : -1] = np.repeat(np.arange(1, n_contexts) * n_words, child_counts) + last_words
-    check((keys[1:] > keys[:-1]).all(), "expected the n-grams in order, got some out of it")
-    # A word's suffix is the root and that of two words the last one; those at the end are of no context at low orders.
-    derived = [np.zeros(1 + n_words, np.int32), 1 + last_words[: sum(counts[1:2])].astype(np.int32)]
-    suffixes = np.concatenate([*derived, stored_suffixes])[:n_contexts]
+    if version > 1:
+        children = arrays["children"]
+    else:
+        ends = 1 + n_words + np.cumsum(arrays["child_counts"], dtype=np.int64)
+        children = np.minimum(np.concatenate([[1, 1 + n_words], ends]), 1 << 31).astype(np.uint32)
+    check((children[1:] >= children[:-1]).all(), "expected the children of n-grams in order, got some out of it")
+    check(children[0] == 1, "expected the words as children of the root, got others")
+    for k in range(len(counts)):
+        got = int(children[first[k]]) - int(first[k])
+        check(got == counts[k], f"expected {counts[k]} {k + 1}-grams, got {got} below the {k}-grams")
+    for k in range(3, len(counts)):
+        part = suffixes[first[k - 1] - first[2] : first[k] - first[2]]
+        check(((part > 0) & (part < first[k - 1])).all(), f"expected the suffixes of {k}-grams to be shorter")
 
+    vocabulary = arrays["vocabulary"].tobytes()
+    n_lines = vocabulary.count(b"\n") + 1
     try:
-        words = vocabulary.tobytes().decode().split("\n")
+        vocabulary.decode()
     except UnicodeDecodeError:
-        words = []
-    check(len(words) == n_words, f"expected {n_words} words of UTF-8, got {len(words) or 'something else'}")
-    check(tuple(words[:3]) == SPECIAL_WORDS, f"expected a vocabulary that starts with {' '.join(SPECIAL_WORDS)}")
-    model = NgramModel(words, tuple(counts), keys, log_probs, backoffs, suffixes, info)
-    check(len(model._ids) == n_words, "expected each word once in the vocabulary")
-    return model
+        n_lines = 0
+    check(n_lines == n_words, f"expected {n_words} words of UTF-8, got {n_lines or 'something else'}")
+    start = "\n".join(SPECIAL_WORDS).encode()
+    check(
+        vocabulary == start or vocabulary.startswith(start + b"\n"),
+        f"expected a vocabulary that starts with {' '.join(SPECIAL_WORDS)}",
+    )
+    lexicon = None
+    if version > 1:
+        lexicon = Lexicon(letters, *(arrays[f"spelling_{name}"] for name in ("children", "letters", "words", "best")))
+        check(
+            lexicon.children[0] == OUTSIDE + 1
+            and lexicon.children[-1] == len(lexicon)
+            and (lexicon.children[1:] >= lexicon.children[:-1]).all()
+            and lexicon.letter.max() < max(len(letters), 1)
+            and lexicon.word.max() < n_words
+            and np.isfinite(lexicon.best.min())
+            and lexicon.best.max() <= SLACK,
+            "expected a tree of spellings, got other numbers",
+        )
+    return NgramModel(vocabulary, tuple(counts), log_probs, backoffs, last_words, children, suffixes, info, lexicon)
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -180,6 +180,16 @@ def test_perplexity(asr: Run, text: Path, lm: Path, tmp_path: Path) -> None:
     assert asr("lm", "perplexity", lm, "other.txt", "--normaliser", "none").text.endswith("3 unknown\n")
 
 
+def test_convert_writes_every_format(asr: Run, lm: Path, tmp_path: Path) -> None:
+    assert asr("lm", "convert", lm, "-o", "a.arpa").status == 0
+    assert asr("lm", "convert", "a.arpa", "-o", "b.lm").status == 0
+    assert asr("lm", "convert", DATA / "lm" / "version1.lm", "-o", "c.lm").status == 0
+    assert (tmp_path / "b.lm").read_bytes()[8] == (tmp_path / "c.lm").read_bytes()[8] == 2
+    assert asr(*TRANSCRIBE, DIGITS, "--lm", "b.lm") == (0, "five seven nine zero\n", "")
+    done = asr("lm", "convert", lm, "-o", "b.lm")
+    assert done == (1, "", "asr: b.lm: the file exists already; use --overwrite, or name another\n")
+
+
 def test_info_of_a_language_model(asr: Run, text: Path) -> None:
     asr("lm", "train", text, "-o", "d.lm", "--normaliser", "none")
     done = asr("lm", "info", "d.lm")
@@ -530,7 +540,9 @@ def test_wrong_usage(asr: Run, tmp_path: Path, arguments: list[object], message:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [("lm", "train"), ("lm", "perplexity"), ("lm", "info"), ("tune",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [("lm", "train"), ("lm", "convert"), ("lm", "perplexity"), ("lm", "info"), ("tune",)], ids=" ".join
+)
 def test_help_has_an_example(asr: Run, command: tuple[str, ...]) -> None:
     done = asr(*command, "--help")
     assert done.status == 0
@@ -624,8 +636,8 @@ LMS: dict[str, tuple[bytes | str | Callable[[Path], object], str]] = {
         "a.lm: expected a language model, got 12 bytes; it is damaged*",
     ),
     "binary of the future": (
-        binary(lambda data: data[:8] + b"\x02" + data[9:]),
-        "a.lm: expected version 1 of the file, got 2: build it again with this program",
+        binary(lambda data: data[:8] + b"\x03" + data[9:]),
+        "a.lm: expected version 1 to 2 of the file, got 3: build it again with this program",
     ),
     "binary with a wrong byte": (binary(lambda data: data[:-200] + bytes(200)), "a.lm: expected *; it is damaged*"),
 }

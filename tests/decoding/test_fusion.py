@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr.decoding import ctc, fusion
-from asr.decoding.fusion import CharacterScorer, Decoding, FusionError, Lexicon, WordScorer
+from asr.decoding.fusion import CharacterScorer, Decoding, FusionError, WordScorer
 from asr.lm import kneserney
-from asr.lm.model import EOS, UNK, NgramModel
+from asr.lm.model import EOS, NgramModel
 from asr.tokens import Tokens
 
 TOKENS = Tokens.of(" abc")
@@ -75,28 +75,6 @@ def test_a_text_gets_what_the_character_model_gives_it(text: str, weight: float,
     assert gain(scorer, text) == pytest.approx(weight * CHARACTERS.log_prob(words) + bonus * len(words), abs=1e-4)
 
 
-@given(words=st.sets(st.text("abcé", min_size=1, max_size=6), min_size=1, max_size=40), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
-def test_the_tree_spells_every_word_and_knows_the_best_to_come(words: set[str], seed: int) -> None:
-    vocabulary = sorted(words)
-    values = np.random.default_rng(seed).normal(size=len(vocabulary))
-    spelt = [word for word in vocabulary if "é" not in word]
-    if not spelt:
-        with pytest.raises(FusionError, match="expected words spelt with 'abc'"):
-            Lexicon(vocabulary, np.arange(len(vocabulary)) + 3, values, TOKENS)
-        return
-    lexicon = Lexicon(vocabulary, np.arange(len(vocabulary)) + 3, values, TOKENS)
-    assert lexicon.unspelt == [word for word in vocabulary if "é" in word]
-    nodes = {}
-    for prefix in sorted({word[:length] for word in spelt for length in range(1, len(word) + 1)}):
-        node = nodes[prefix] = lexicon.next[nodes.get(prefix[:-1], Lexicon.ROOT), TOKENS.encode(prefix[-1])[0]]
-        below = [index for index, word in enumerate(vocabulary) if word in spelt and word.startswith(prefix)]
-        assert lexicon.best[node] == values[below].max()
-        assert lexicon.word[node] == (vocabulary.index(prefix) + 3 if prefix in spelt else UNK)
-    assert len(set(nodes.values())) == len(nodes) == len(lexicon.word) - 2
-    assert (lexicon.next == Lexicon.OUTSIDE).sum() == lexicon.next.size - len(nodes)
-
-
 @pytest.mark.parametrize("unknown", [None, -2.0])
 @pytest.mark.parametrize("seed", range(6))
 def test_an_unlimited_beam_finds_the_best_of_all_texts(unknown: float | None, seed: int) -> None:
@@ -145,6 +123,23 @@ def test_a_model_of_another_alphabet_is_refused() -> None:
 def test_long_words_are_noise() -> None:
     model = kneserney.train(["a" * 70 + " b"], order=1)
     assert WordScorer(model, TOKENS, Decoding()).unspelt == ["a" * 70]
+
+
+def test_words_of_other_letters_cannot_be_recognised() -> None:
+    model = kneserney.train(["ab a", "äb a"], order=1)
+    assert WordScorer(model, TOKENS, Decoding()).unspelt == ["äb"]
+    assert WordScorer(model, TOKENS, Decoding(), extra=["ac"]).unspelt == ["äb"]
+
+
+@pytest.mark.parametrize("limit", [0, 20, 100])
+def test_what_the_scorer_forgets_it_finds_again(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["ab abb b", "ba cc a b", "abba"]
+    expected = [gain(WordScorer(MODEL, TOKENS, Decoding()), text) for text in texts]
+    for name in ("_MAX_CACHED", "_MAX_ENDS", "_FIRST_ROWS"):
+        monkeypatch.setattr(fusion, name, limit)
+    scorer = WordScorer(MODEL, TOKENS, Decoding())
+    assert [gain(scorer, text) for text in texts] == expected
+    assert [gain(scorer, text) for text in texts] == expected
 
 
 def test_which_models_are_of_characters() -> None:

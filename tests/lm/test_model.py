@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asr.decoding.fusion import Decoding, WordScorer
 from asr.files import OutputError
 from asr.lm import binary
 from asr.lm.model import BOS, EOS, SPECIAL_WORDS, UNK, Level, LmError, NgramModel
+from asr.tokens import Tokens
 
 # three.arpa and four.arpa are Witten-Bell models of thirty short sentences written for this test, some of their n-grams
 # pruned, among them suffixes of longer ones as SRILM may; four.arpa has no <unk>. kenlm.json was written by
@@ -134,7 +136,7 @@ def random_model(seed: int, n_words: int = 9, order: int = 4, per_level: int = 3
 def assert_equal(found: NgramModel, expected: NgramModel) -> None:
     """Also where they differ in no score: the arrays are one to one with the n-grams, so nothing else can be compared."""
     assert (found.words, found.counts, found.start) == (expected.words, expected.counts, expected.start)
-    for name in ("keys", "suffixes", "log_probs", "backoffs"):
+    for name in ("keys", "suffixes", "log_probs", "backoffs", "last_words", "children", "longer_suffixes"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), name)
 
 
@@ -198,7 +200,10 @@ def test_score_equals_the_slow_definition(seed: int, order: int, n_words: int, p
         states = np.full(8, model.start if bos else 0)
         found = []
         for words in sentences.T:
+            one_by_one = list(map(model.score_word, states.tolist(), words.tolist()))
             log_probs, states = model.score(states, words)
+            np.testing.assert_allclose([log_prob for log_prob, _ in one_by_one], log_probs, atol=1e-5)
+            assert [state for _, state in one_by_one] == states.tolist()
             assert (log_probs.dtype, states.dtype) == (np.float64, np.int64)
             found.append(log_probs)
         expected = [slow.sentence(sentence, bos) for sentence in sentences.tolist()]
@@ -430,7 +435,7 @@ def parts(path: Path) -> tuple[dict, bytes, list]:  # type: ignore[type-arg]
     data = path.read_bytes()
     size = struct.unpack_from("<8sII", data)[2]
     header = json.loads(data[16 : 16 + size])
-    return header, data, binary._sections(header["counts"], size, header["vocabulary_bytes"])
+    return header, data, binary._sections(data[8], size, header)
 
 
 def test_cut_short_anywhere(tmp_path: Path) -> None:
@@ -462,6 +467,10 @@ def test_cut_short_anywhere(tmp_path: Path) -> None:
         ({"vocabulary_bytes": None}, "expected counts"),
         ({"vocabulary_bytes": -1}, "expected counts"),
         ({"info": None}, "expected counts"),
+        ({"spellings": 1}, "expected counts"),
+        ({"spellings": 10**9}, "expected .* bytes with its spelling_children"),
+        ({"letters": None}, "expected counts"),
+        ({"letters": ["w"]}, "expected counts"),
     ],
 )
 def test_headers_that_lie(change: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -469,7 +478,7 @@ def test_headers_that_lie(change: dict[str, object], message: str, tmp_path: Pat
     random_model(0).save(path)
     header, data, _ = parts(path)
     encoded = json.dumps(header | change).encode()
-    path.write_bytes(struct.pack("<8sII", data[:8], 1, len(encoded)) + encoded + data[16:])
+    path.write_bytes(struct.pack("<8sII", data[:8], 2, len(encoded)) + encoded + data[16:])
     with pytest.raises(LmError, match=message):
         NgramModel.load(path)
 
@@ -479,12 +488,14 @@ def test_other_headers(tmp_path: Path) -> None:
     random_model(0).save(path)
     magic = path.read_bytes()[:8]
     for version, size, text, message in [
-        (2, 2, b"{}", "expected version 1 of the file, got 2"),
-        (1, 1 << 30, b"{}", "expected a header of at most"),
+        (0, 2, b"{}", "expected version 1 to 2 of the file, got 0"),
+        (3, 2, b"{}", "expected version 1 to 2 of the file, got 3"),
+        (2, 1 << 30, b"{}", "expected a header of at most"),
         (1, 2, b"[]", "expected a header of JSON"),
         (1, 3, b"{a}", "expected a header of JSON"),
         (1, 90000, b"[" * 90000, "expected a header of JSON"),
         (1, 2, b"{}", "expected counts"),
+        (2, 2, b"{}", "expected counts"),
         (1, 1, b"\xff", "expected a header of JSON"),
     ]:
         path.write_bytes(struct.pack("<8sII", magic, version, size) + text)
@@ -499,16 +510,23 @@ def test_other_headers(tmp_path: Path) -> None:
         ("log_probs", 5, 0.1, "expected log-probabilities"),
         ("backoffs", 5, math.inf, "expected finite back-offs"),
         ("words", 3, 9, "expected word ids below 9"),
-        ("words", 2, 8, "expected the n-grams in order"),
-        ("child_counts", 2, 2**32 - 1, "2-grams, got .* below the 1-grams"),
-        ("child_counts", -1, 90, "4-grams, got .* below the 3-grams"),
+        ("children", 0, 0, "expected the words as children of the root"),
+        ("children", 1, 9, "expected 9 1-grams, got 8"),
+        ("children", 5, 2**32 - 1, "expected the children of n-grams in order"),
+        ("children", -1, 900, "expected 30 4-grams, got .* below the 3-grams"),
         ("suffixes", 0, -1, "expected the suffixes of 3-grams to be shorter"),
         ("suffixes", 0, 0, "expected the suffixes of 3-grams to be shorter"),
         ("suffixes", -1, 10**6, "expected the suffixes of 3-grams to be shorter"),
         ("vocabulary", 0, 0xFF, "expected 9 words of UTF-8, got something else"),
         ("vocabulary", 7, ord("\n"), "expected 9 words of UTF-8, got 10"),
         ("vocabulary", 1, ord("U"), "expected a vocabulary that starts with"),
-        ("vocabulary", -1, ord("7"), "expected each word once"),
+        ("spelling_children", 0, 0, "expected a tree of spellings"),
+        ("spelling_children", 3, 99, "expected a tree of spellings"),
+        ("spelling_children", -1, 99, "expected a tree of spellings"),
+        ("spelling_words", 3, 9, "expected a tree of spellings"),
+        ("spelling_best", 3, math.nan, "expected a tree of spellings"),
+        ("spelling_best", 3, math.inf, "expected a tree of spellings"),
+        ("spelling_letters", 3, 99, "expected a tree of spellings"),
     ],
 )
 def test_arrays_that_lie(section: str, index: int, value: float, message: str, tmp_path: Path) -> None:
@@ -523,11 +541,33 @@ def test_arrays_that_lie(section: str, index: int, value: float, message: str, t
         NgramModel.load(path)
 
 
+def test_a_word_that_stands_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "model.lm"
+    random_model(0).save(path)
+    path.write_bytes(path.read_bytes()[:-1] + b"7")
+    with pytest.raises(LmError, match="expected each word once"):  # where words are asked for
+        NgramModel.load(path).id("w7")
+
+
+def test_files_of_version_1(tmp_path: Path) -> None:
+    old, new = NgramModel.load(DATA / "version1.lm"), NgramModel.load(DATA / "four.arpa")
+    assert_equal(old, new)
+    assert old.info == {"source": "four.arpa"}
+    old.save(tmp_path / "model.lm")
+    new.info["source"] = "four.arpa"
+    new.save(tmp_path / "new.lm")
+    assert (tmp_path / "model.lm").read_bytes() == (tmp_path / "new.lm").read_bytes()
+
+
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
 def test_any_damaged_byte_is_refused_or_harmless(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("lm") / "model.lm"
-    random_model(0).save(path)
+    version = data.draw(st.sampled_from([1, 2]))
+    if version == 1:
+        path.write_bytes((DATA / "version1.lm").read_bytes())
+    else:
+        random_model(0).save(path)
     content = bytearray(path.read_bytes())
     content[data.draw(st.integers(8, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
@@ -539,6 +579,13 @@ def test_any_damaged_byte_is_refused_or_harmless(data: st.DataObject, tmp_path_f
     for _ in range(5):
         log_probs, states = model.score(states, np.arange(9))
         assert np.isfinite(log_probs).all()
+        for word, state in enumerate(states.tolist()):
+            assert math.isfinite(model.score_word(state, word)[0])
+    scorer = WordScorer(model, Tokens.of(" abcdefghijklmnopqrstuvwxyz0123456789"), Decoding())
+    states = np.array([scorer.start])
+    for _ in range(5):
+        states = np.unique(np.concatenate([scorer.advance(states, np.full(len(states), i)) for i in range(1, 38)]))[:99]
+        assert len(scorer.scores(states, np.arange(1, 38)))
 
 
 # from_levels
