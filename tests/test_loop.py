@@ -2,6 +2,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -818,9 +819,8 @@ def test_changed_settings_are_named(
     changed = settings(network__hidden=9, ema=0.0, checkpoint_minutes=0)
     with pytest.raises(TrainingError, match=r"but these differ: ema, network\.hidden; put them back"):
         train(changed, finished[0], resume=True)
-    without = settings(augment__spec_augment=None, checkpoint_minutes=0)
-    with pytest.raises(TrainingError, match=r"these differ: augment\.spec_augment; put"):
-        train(without, finished[0], resume=True)
+    with pytest.raises(TrainingError, match=r"these differ: data\.max_s, seed; put"):
+        train(settings(seed=3, data__max_s=20, optimiser__lr=0.1), finished[0], resume=True)
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -835,6 +835,59 @@ def test_settings_that_are_new_or_change_no_weight_may_differ(
     (copy / "config.yaml").write_text(yaml.safe_dump(older))
     changed = {"checkpoint_minutes": 7.0, "description": "better said", "data": {**older["data"], "cache_gb": 1.0}}
     assert train(config.parse(older | changed, "test"), copy, resume=True).finished
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_finished_training_is_extended(tmp_path: Path, finished: tuple[Path, config.Config]) -> None:
+    run, said = tmp_path / "run", io.StringIO()
+    shutil.copytree(finished[0], run)
+    longer = config.parse(config.to_dict(finished[1]) | {"epochs": 5, "optimiser": {"lr": 0.003}}, "test")
+    assert train(longer, run, resume=True, console=Console(file=said, width=400)).finished
+    assert "going on with other settings: epochs, optimiser.lr\n" in said.getvalue()
+    assert re.search(
+        r"^cpu with 1 thread, 32-true: [\d,]+ parameters; 0.00 hours in 4 batches an epoch, 5 epochs$",
+        said.getvalue(),
+        re.M,
+    )
+    assert [row["epoch"] for row in epochs_of(run)] == [0, 1, 2, 3, 4]
+    assert epochs_of(run)[:3] == epochs_of(finished[0])
+    assert config.read(run / "config.yaml").epochs == 5
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_other_batches_go_on_where_the_epoch_was(
+    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(100))
+    monkeypatch.setattr(loop, "_interruptible", lambda: nullcontext(lambda: next(calls) > 4))  # in the second epoch
+    assert not train(settings(epochs=2), tmp_path / "run").finished
+    done = checkpoint.load(tmp_path / "run/last.safetensors")[1]["progress"]["batch_in_epoch"]
+    assert done in (2, 3)  # of 4
+    starts: list[tuple[int, int]] = []
+    updates = loop._updates
+    monkeypatch.setattr(
+        loop, "_updates", lambda planned, done, group: starts.append((planned, done)) or updates(planned, done, group)
+    )
+    monkeypatch.setattr(loop, "_interruptible", lambda: nullcontext(lambda: False))
+    assert train(settings(epochs=2, batch__max_utterances=2), tmp_path / "run", resume=True).finished
+    assert starts == [(8, 2 * done)]
+
+
+def test_a_checkpoint_that_is_damaged_or_gone_names_the_remedy(
+    tmp_path: Path, finished: tuple[Path, config.Config]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    newest = max(run.glob("epoch-*.safetensors"))
+    remedy = re.escape(f"start a new training in another --run folder from the last whole weights, with init={newest}")
+    (run / "last.safetensors").write_bytes(b"damaged")
+    with pytest.raises(TrainingError, match=f"last.safetensors: expected a checkpoint .*; {remedy}"):
+        train(finished[1], run, resume=True)
+    (run / "last.safetensors").unlink()
+    before = (run / "log.jsonl").read_bytes()
+    with pytest.raises(TrainingError, match=f"last.safetensors: the checkpoint to go on from is gone; {remedy}"):
+        train(finished[1], run, resume=True)
+    assert (run / "log.jsonl").read_bytes() == before
 
 
 def test_two_trainings_cannot_share_a_folder(tmp_path: Path, settings: Callable[..., config.Config]) -> None:

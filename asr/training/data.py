@@ -156,10 +156,11 @@ class Corpus:
         """(N,) float32, as recorded."""
         return self._audio[index].astype(np.float32) / np.float32(shards.FULL_SCALE)
 
-    def plan(self, epoch: int, *, by_length: bool) -> list[list[Item]]:
+    def plan(self, epoch: int, *, by_length: bool, batch: config.Batch | None = None) -> list[list[Item]]:
         """Which utterances form which batch of this epoch: the same answer at every call.
 
         by_length: short ones first, in order (SortaGrad); otherwise batches of similar lengths in random order.
+        batch:     how large they are, if not as the settings say.
         """
         rng = np.random.default_rng([self._settings.seed, epoch, _PLAN])
         groups = self._join(0.0 if by_length else self._settings.augment.join_share, rng)
@@ -168,7 +169,7 @@ class Corpus:
         # Lengths are blurred by a few per cent, so that an utterance's company changes from epoch to epoch.
         keys = lengths if by_length else lengths * rng.uniform(0.9, 1.1, len(lengths))
         order = np.argsort(keys, kind="stable")
-        batches = self._pack([items[i] for i in order], lengths[order])
+        batches = self._pack([items[i] for i in order], lengths[order], batch or self._settings.batch)
         return batches if by_length else [batches[index] for index in rng.permutation(len(batches))]
 
     def _join(self, share: float, rng: np.random.Generator) -> list[tuple[int, ...]]:
@@ -212,7 +213,7 @@ class Corpus:
         """Every utterance once as recorded, in batches of similar lengths, for evaluation."""
         lengths = np.array([example.duration_s for example in self.examples])
         order = np.argsort(lengths, kind="stable")
-        return self._pack([Item(int(index)) for index in order], lengths[order])
+        return self._pack([Item(int(index)) for index in order], lengths[order], self._settings.batch)
 
     def _draw_speed(self, indices: Sequence[int], rng: np.random.Generator) -> float:
         speeds = self._settings.augment.speed
@@ -221,9 +222,8 @@ class Corpus:
         needed = min_frames(self._joined_ids([self.examples[index] for index in indices]))
         return factor if self._frames(self._duration_s(indices) / factor) >= needed else 1.0
 
-    def _pack(self, items: Sequence[Item], lengths: np.ndarray) -> list[list[Item]]:
-        """Cut a list into batches whose padded total stays within batch.seconds; a longer utterance goes alone."""
-        limit = self._settings.batch
+    def _pack(self, items: Sequence[Item], lengths: np.ndarray, limit: config.Batch) -> list[list[Item]]:
+        """Cut a list into batches whose padded total stays within limit.seconds; a longer utterance goes alone."""
         batches: list[list[Item]] = []
         longest = 0.0
         for item, length in zip(items, lengths.tolist(), strict=True):

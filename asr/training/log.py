@@ -97,14 +97,14 @@ class Display:
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  dev {task.fields[dev]}  {task.fields[rate]:.3f} h/s "),
+            TextColumn("loss {task.fields[loss]}  dev {task.fields[dev]}  {task.fields[rate]} h/s "),
             TimeElapsedColumn(),
             TextColumn("left {task.fields[left]}"),
             console=console,
             disable=not active or not console.is_terminal,
             redirect_stdout=False,
         )
-        fields: dict[str, Any] = {"loss": float("nan"), "dev": "-", "rate": 0.0, "left": "-"}
+        fields: dict[str, Any] = dict.fromkeys(("loss", "dev", "rate", "left"), "-")
         self._task = self._bar.add_task("", total=1.0, epoch=1, epochs=epochs, **fields)
 
     def __enter__(self) -> Display:
@@ -114,16 +114,19 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def step(self, epoch: int, share: float, loss: float, hours_per_s: float, elapsed_s: float) -> None:
-        """epoch: from 0; share: how much of it is done; loss: its mean so far; elapsed_s: since the training began."""
+    def step(self, epoch: int, share: float, loss: float | None, hours_per_s: float, elapsed_s: float) -> None:
+        """epoch: from 0; share: how much of it is done; loss: its mean so far; elapsed_s: since the training began.
+
+        loss, hours_per_s: None and 0 until the first update is known.
+        """
         done = (epoch + share) / self._epochs
         left = int(elapsed_s / done - elapsed_s)
         self._bar.update(
             self._task,
             completed=done,
             epoch=epoch + 1,
-            loss=loss,
-            rate=hours_per_s,
+            loss="-" if loss is None else f"{loss:.3f}",
+            rate=f"{hours_per_s:.3f}" if hours_per_s else "-",
             left=f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d}",
         )
 

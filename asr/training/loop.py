@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -38,8 +39,15 @@ from asr.training.model import AcousticModel
 from asr.training.profile import Profile
 
 LOG_EVERY = 10  # steps
-# Settings that change no weight, and may differ when a training is resumed.
-_FREE = {"name", "description", "licence", "checkpoint_minutes", "data.cache"}
+# Settings that may differ when a training is resumed: they change neither which utterances follow one another, nor what
+# the checkpoint's tensors are.
+_FREE = (
+    *("name", "description", "licence", "checkpoint_minutes", "data.cache", "epochs", "patience", "precision"),
+    *("batch*", "stream*", "network.dropout", "pronunciation.weight"),
+    *(f"optimiser.{key}" for key in ("lr", "weight_decay", "betas", "schedule", "warmup", "final", "plateau_patience")),
+    "optimiser.clip_norm",
+    *(f"augment.{key}*" for key in ("vtlp", "gain_db", "equaliser_db", "noise", "snr_db", "rooms", "band", "spec")),
+)
 _FIT_UTTERANCES = 500  # for the mean and deviation of the features
 
 
@@ -95,7 +103,7 @@ def train(
     settings = with_encoder(settings)
     fabric = launch.launch(settings, device)
     if fabric.is_global_zero:
-        _prepare_folder(run, settings, resume)
+        _prepare_folder(run, settings, resume, console)
     else:
         console = Console(quiet=True)
     fabric.barrier()
@@ -106,7 +114,10 @@ def train(
 
     last = run / "last.safetensors"
     resumed = resume and last.exists()
-    tokens = checkpoint.load_tokens(last) if resumed else tokens or subwords.of_settings(settings.data)
+    try:
+        tokens = checkpoint.load_tokens(last) if resumed else tokens or subwords.of_settings(settings.data)
+    except checkpoint.CheckpointError as error:
+        raise TrainingError(f"{error}; {_start_from(run)}") from None
     torch.manual_seed(settings.seed)
     model = AcousticModel(settings, len(tokens))
     if model.network.encoder and not settings.init and not resumed:
@@ -213,6 +224,8 @@ class _Session:
         """Train until the last epoch, early stopping, or an interruption (then False)."""
         state, settings = self.state, self.settings
         self.clock = time.monotonic()
+        if state.epoch < settings.epochs:
+            self._introduce()
         with Display(settings.epochs, self.console, active=self.fabric.is_global_zero) as display:
             while state.epoch < settings.epochs and not self._out_of_patience():
                 plan = self.train_set.plan(state.epoch, by_length=state.epoch < settings.sortagrad_epochs)
@@ -229,7 +242,7 @@ class _Session:
                     display.step(
                         state.epoch,
                         min(1.0, (numbers[-1] + 1) / len(plan)),
-                        state.loss_sum / max(1, state.token_sum),
+                        state.loss_sum / state.token_sum if state.token_sum else None,
                         state.audio_s / 3600 / max(1e-9, state.epoch_s),
                         state.elapsed_s,
                     )
@@ -244,6 +257,25 @@ class _Session:
                     return False
                 self._end_epoch(display)
         return True
+
+    def _introduce(self) -> None:
+        """What is trained on what, in a line."""
+        fabric = self.fabric
+        device = "cpu" if fabric.device.type == "cpu" else torch.cuda.get_device_name(fabric.device)
+        each = f"{fabric.world_size} processes on {device}" if fabric.world_size > 1 else device
+        if fabric.device.type == "cpu":
+            each += f" with {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+        parameters = sum(parameter.numel() for parameter in self.model.network.parameters())
+        hours = sum(example.duration_s for example in self.train_set.examples) / 3600
+        batches = len(
+            self.train_set.plan(self.state.epoch, by_length=self.state.epoch < self.settings.sortagrad_epochs)
+        )
+        self.console.print(
+            f"{each}, {fabric.strategy.precision.precision}: {parameters:,} parameters; {hours:.2f} hours in {batches} "
+            f"batches an epoch, {self.settings.epochs} epochs",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def _update(self, batches: Iterator[Batch], numbers: range, tokens: int, planned: int, stop: bool) -> None:
         """One step of the optimiser.
@@ -479,6 +511,12 @@ class _Session:
         if "world_size" in progress:  # of versions before 0.2, which counted the batches of each process
             progress["batch_in_epoch"] = progress.pop("step_in_epoch") * progress.pop("world_size")
         self.state = State(**progress)
+        batch = config.Batch(**state["config"].get("batch", {}))
+        if batch != self.settings.batch:  # go on where the same share of the epoch is done
+            by_length = self.state.epoch < self.settings.sortagrad_epochs
+            plans = [self.train_set.plan(self.state.epoch, by_length=by_length, batch=each) for each in (batch, None)]
+            before, now = map(len, plans)
+            self.state.batch_in_epoch = self.state.batch_in_epoch * now // before // self.group * self.group
         self.log.rewind(self.state.log_bytes, self.state.step)
 
     def _write_weights(self) -> None:
@@ -638,7 +676,7 @@ def _seed(*key: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
-def _prepare_folder(run: Path, settings: config.Config, resume: bool) -> None:
+def _prepare_folder(run: Path, settings: config.Config, resume: bool, console: Console) -> None:
     """Make the folder and write its settings; where it holds a training, check that this is to continue the same one."""
     resolved = run / "config.yaml"
     new = config.to_dict(settings)
@@ -655,18 +693,31 @@ def _prepare_folder(run: Path, settings: config.Config, resume: bool) -> None:
             raise TrainingError(
                 f"{resolved}: expected the settings of this training, cannot read them: {error}"
             ) from None
-        changed = sorted(set(_changed(old, new)) - _FREE)
+        differing = sorted(set(_changed(old, new)))
+        changed = [key for key in differing if not any(fnmatchcase(key, pattern) for pattern in _FREE)]
         if changed:
             raise TrainingError(
                 f"{run}: expected the settings that this training began with, but these differ: {', '.join(changed)}; "
                 f"put them back, or start a new training in another --run folder, with init={run} from these weights"
             )
-        return
+        if not (run / "last.safetensors").exists() and any(run.glob("epoch-*.safetensors")):
+            raise TrainingError(f"{run / 'last.safetensors'}: the checkpoint to go on from is gone; {_start_from(run)}")
+        if not differing:
+            return
+        console.print(f"going on with other settings: {', '.join(differing)}", highlight=False, soft_wrap=True)
     try:
         run.mkdir(parents=True, exist_ok=True)
         resolved.write_text(yaml.safe_dump(new, sort_keys=False, allow_unicode=True), encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{run}: the run folder cannot be written: {error.strerror}") from None
+
+
+def _start_from(run: Path) -> str:
+    """What to do where a checkpoint is of no use."""
+    weights = max(run.glob("epoch-*.safetensors"), default=None)
+    if weights is None:
+        return "start the training again in another --run folder"
+    return f"start a new training in another --run folder from the last whole weights, with init={weights}"
 
 
 def _changed(old: Any, new: Any, key: str = "") -> Iterator[str]:
