@@ -13,7 +13,9 @@ import numpy as np
 
 from asr import audio, pauses, stream
 from asr.decoding import hotwords as hot
+from asr.decoding.align import align
 from asr.decoding.confidence import Calibration
+from asr.decoding.ctc import CtcError
 from asr.decoding.decoder import Decoder
 from asr.decoding.fusion import Decoding, FusionError
 from asr.decoding.grammar import Grammar
@@ -21,9 +23,10 @@ from asr.lm.model import NgramModel
 from asr.models import ModelError, choose_lm, find_model
 from asr.models.network import Network
 from asr.text import normaliser
-from asr.transcript import Alternatives, Transcript, Word, sounded_out
+from asr.transcript import Alternatives, Transcript, Word, sounded_out, words_of
 
 MAX_S = 20 * 60.0  # in one pass of the network; more would need gigabytes
+_MAX_ALIGNMENT = 1 << 30  # bytes that an alignment takes: of a quarter of an hour of speech
 _Kind = TypeVar("_Kind", Decoding, Calibration)
 
 
@@ -156,24 +159,41 @@ class Recognizer:
         channel:     that one alone, from 0; all are mixed if not given.
         raises:      AudioError; ModelError if the network fails at it, as for lack of memory.
         """
-        if end_s is not None and not end_s > start_s:
-            raise audio.AudioError(f"expected an end after the start at {start_s} s, got {end_s} s")
-        duration_s = None if end_s is None else end_s - start_s
-        is_file = hasattr(source, "read") or isinstance(source, (str, os.PathLike))
-        if is_file or (sample_rate is None and isinstance(source, (bytes, bytearray))):
-            blocks = audio.blocks(source, offset_s=start_s, duration_s=duration_s, track=track, channel=channel)
-        elif sample_rate is None and source is not None:
-            raise audio.AudioError("expected the sample rate with samples: transcribe(samples, 16000)")
-        else:
-            waveform = audio.as_waveform(
-                source, audio.SAMPLE_RATE if sample_rate is None else sample_rate, channel=channel
-            )
-            length_s = len(waveform) / audio.SAMPLE_RATE
-            if not 0 <= start_s < length_s:
-                raise audio.AudioError(f"expected audio at {start_s} s, but the samples end at {length_s:.2f} s")
-            at, end = (None if s is None else round(s * audio.SAMPLE_RATE) for s in (start_s, end_s))
-            blocks = iter([waveform[at:end]])
+        blocks = self._blocks(source, sample_rate, start_s, end_s, track, channel)
         return self.transcribe_blocks(blocks, start_s=start_s)
+
+    def align(self, source: Any, text: str, sample_rate: int | None = None) -> Transcript:
+        """The times of a text that is known: forced alignment, whatever the decoder would rather have heard.
+
+        source, sample_rate: as of `transcribe`.
+        text:    what is said, all of it and nothing else. Its words are kept as they are written where each can be
+                 normalised by itself, and are otherwise as the recogniser would write them.
+        returns: its words, with confidences from 0 to 1: how probable the least probable letter is where it is put.
+        raises:  AudioError; TokenError if the text has characters outside the alphabet; CtcError if there is no text, too
+                 much for the audio, or more of both than fits in memory.
+        source:  Graves et al. 2006, see asr.decoding.align.
+        """
+        normalise = normaliser(self.card.get("normaliser", "none"))
+        normalised = normalise(text)
+        if not normalised:
+            raise CtcError(f"expected a text to align, got {text[:40]!r}, of which normalising leaves nothing")
+        token_ids = self.tokens.encode(normalised)
+        parts = list(pauses.parts(self.network, self._blocks(source, sample_rate), at_pauses=False))
+        log_probs = np.concatenate([part.log_probs for part in parts])
+        if len(log_probs) * 2 * len(token_ids) > _MAX_ALIGNMENT:
+            raise CtcError(
+                f"expected less to align at once than {parts[-1].end_s / 60:.0f} minutes and {len(token_ids)} tokens; cut it"
+            )
+        spans = zip(token_ids, align(log_probs, token_ids), strict=True)
+        words = sounded_out(words_of(spans, self.tokens, self.frame_shift_s, parts[0].start_s), parts[-1].end_s)
+        written = [(word, len(normalise(word).split())) for word in text.split()]
+        if " ".join(normalise(word) for word, count in written if count) == " ".join(word.text for word in words):
+            said = iter(words)
+            found = [(word, [next(said) for _ in range(count)]) for word, count in written if count]
+            words = tuple(
+                Word(word, made[0].start_s, made[-1].end_s, min(one.confidence for one in made)) for word, made in found
+            )
+        return Transcript(" ".join(word.text for word in words), words, parts[-1].end_s, self.name)
 
     def transcribe_blocks(
         self,
@@ -204,6 +224,31 @@ class Recognizer:
     def parts(self, blocks: Iterable[np.ndarray]) -> Iterator[pauses.Part]:
         """What the network hears in a recording's utterances, as `transcribe_blocks` decodes them one by one."""
         return pauses.parts(self.network, blocks, at_pauses=not self._has_grammar)
+
+    def _blocks(
+        self,
+        source: Any,
+        sample_rate: int | None,
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        track: int | None = None,
+        channel: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The sound of what `transcribe` takes."""
+        if end_s is not None and not end_s > start_s:
+            raise audio.AudioError(f"expected an end after the start at {start_s} s, got {end_s} s")
+        duration_s = None if end_s is None else end_s - start_s
+        is_file = hasattr(source, "read") or isinstance(source, (str, os.PathLike))
+        if is_file or (sample_rate is None and isinstance(source, (bytes, bytearray))):
+            return audio.blocks(source, offset_s=start_s, duration_s=duration_s, track=track, channel=channel)
+        if sample_rate is None and source is not None:
+            raise audio.AudioError("expected the sample rate with samples: transcribe(samples, 16000)")
+        waveform = audio.as_waveform(source, audio.SAMPLE_RATE if sample_rate is None else sample_rate, channel=channel)
+        length_s = len(waveform) / audio.SAMPLE_RATE
+        if not 0 <= start_s < length_s:
+            raise audio.AudioError(f"expected audio at {start_s} s, but the samples end at {length_s:.2f} s")
+        at, end = (None if s is None else round(s * audio.SAMPLE_RATE) for s in (start_s, end_s))
+        return iter([waveform[at:end]])
 
     def stream(
         self,

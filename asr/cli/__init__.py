@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from asr import __version__, terminal
-from asr.cli import evaluate, info, label, live, lm, manifest, train, transcribe
+from asr.cli import align, evaluate, info, label, live, lm, manifest, train, transcribe
 from asr.errors import AsrError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(lm.app, name="lm")
 app.add_typer(manifest.app, name="import")
 for command, examples in (
     (transcribe.transcribe, "Examples: `asr transcribe talk.mp3` — `asr transcribe -r recordings -f txt,srt -o texts`"),
+    (align.align, "Examples: `asr align talk.wav talk.txt -o talk.TextGrid` — `asr align seven.wav seven -f ctm`"),
     (live.live, "Examples: `asr live` — `asr live --save talk.wav -o talk.srt` — `asr live --from talk.mp3`"),
     (train.train, "Example: `asr train recipes/fsdd/config.yaml network.hidden=128 epochs=10 --run runs/small`"),
     (train.adapt, "Example: `asr adapt runs/english me.jsonl -o runs/me`, then `asr export runs/me -o me.onnx`"),
