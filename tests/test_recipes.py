@@ -351,24 +351,61 @@ def test_common_voice_explains_an_incomplete_folder(tmp_path: Path) -> None:
     assert "not laid out as the recipe expects: KeyError: 'client_id' (prepare.py, line" in done.stderr
 
 
-# English, of those above and a test set of LibriSpeech
+# English, of those above and what else is there
 
 
-def test_english_joins_corpora(speechocean762: Path, digits: Path, tmp_path: Path) -> None:
-    corpora = tmp_path / "corpora"
-    shutil.move(speechocean762, corpora / "speechocean762")
-    shutil.move(digits, corpora / "fsdd/recordings")
-    ljspeech(corpora / "ljspeech")
-    common_voice(corpora / "common_voice", "en", {"train": ["Yes."], "dev": ["No."], "test": ["A b."]})
-    librispeech(corpora / "librispeech_sample", {"test-other": 2})
+def english_corpora(folder: Path, speechocean762: Path) -> Path:
+    shutil.move(speechocean762, folder / "speechocean762")
+    ljspeech(folder / "ljspeech")
+    common_voice(folder / "common_voice", "en", {"train": ["Yes."], "dev": ["No."], "test": ["A b."]})
+    return folder
+
+
+def test_english_joins_corpora(speechocean762: Path, tmp_path: Path) -> None:
+    corpora = english_corpora(tmp_path / "corpora", speechocean762)
     done = prepare("english", corpora, tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    train, dev, test, single = read(tmp_path / "out", "train", "dev", "test_common_voice", "test_digits")
-    assert (len(train), len(dev), len(test), len(single)) == (18 + 1 + 80 + 8, 1 + 2, 1, 20)
-    assert len(read(tmp_path / "out", "train_voices")[0]) == 1 + 80
-    assert len(read(tmp_path / "out/speechocean762", "test")[0]) == 3
-    (sample,) = read(tmp_path / "out", "test_librispeech")
-    assert not {utterance.audio for utterance in sample} & {utterance.audio for utterance in train}
+    names = "train", "train_first", "dev", "dev_common_voice", "test_common_voice", "test_speechocean762"
+    assert [len(split) for split in read(tmp_path / "out", *names)] == [18 + 1 + 80, 1, 1 + 2, 1, 1, 3]
+    assert mirror.names(tmp_path / "out") == sorted([*(f"{name}.jsonl" for name in names), "durations.json"])
+
+
+def test_english_takes_what_else_is_there(speechocean762: Path, tmp_path: Path) -> None:
+    corpora = english_corpora(tmp_path / "corpora", speechocean762)
+    librispeech(corpora / "librispeech_sample", {"test-other": 2})
+    for name, text in (("kathleen", "Philip Steels, etc."), ("prompts", "<beep ascending>")):
+        sound(corpora / f"more/{name}/a.wav")
+        (one,) = [manifest.Utterance(corpora / f"more/{name}/a.wav", 1.0, text, speaker=name)]
+        manifest.write(corpora / f"more/{name}.jsonl", [one])
+    rows = [
+        ("one", "2.0", "This one is kept.", "-0.2"),
+        ("unsure", "2.0", "This one is not kept.", "-0.5"),
+        ("nothing", "2.0", "", ""),
+        ("held", "1.0", "A, b, a, b!", "-0.1"),
+        ("half", "9.0", "Only the half of it", "-0.1"),
+        ("nonsense", "1.0", "Only the half of it, and more than that", "-0.1"),
+        ("long", "21.0", "so " * 60, "-0.1"),
+    ]
+    lines = ["source\tpath\tseconds\ttext\tlog_prob\ttries"]
+    lines += [f"some/where\tmp3_files/{name}.wav\t{seconds}\t{text}\t{sure}\t1" for name, seconds, text, sure in rows]
+    (corpora / "more/common_voice_other.tsv").write_text("\n".join(lines) + "\n")
+    table = corpora / "common_voice/en/test.tsv"
+    table.write_text(table.read_text().replace("A b.", "a b a b"))
+    for name, *_ in rows:
+        sound(tmp_path / f"clips/{name}.wav")
+    done = prepare("english", corpora, tmp_path / "out", "--clips", tmp_path / "clips")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 7 texts are sure" in done.stdout
+    train, first, labelled, sample = read(
+        tmp_path / "out", "train", "train_first", "train_labelled", "test_librispeech"
+    )
+    assert [u.text for u in labelled] == ["This one is kept."]
+    assert [u.speaker for u in first][1:] == ["kathleen"]
+    assert "kathleen" in {u.speaker for u in train}
+    assert "prompts" not in {u.speaker for u in train}
+    assert not {u.audio for u in sample} & {u.audio for u in train}
+    (skipped,) = [json.loads(line) for line in (tmp_path / "out/skipped.jsonl").read_text().splitlines()]
+    assert skipped["audio_filepath"].endswith("prompts/a.wav")
 
 
 # LibriSpeech

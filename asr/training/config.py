@@ -140,7 +140,7 @@ class Augment(_Section):
     noise: _Path | None = None  # folder of noise recordings
     noise_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the utterances get noise, if there is a folder
     snr_db: _Range = (5.0, 25.0)  # uniform range
-    rooms: _Path | None = None  # folder of rooms' impulse responses: recipes/english/rooms.py makes some
+    rooms: _Path | None = None  # folder of rooms' impulse responses: tools/rooms.py makes some
     rooms_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the utterances are heard in one, if there is a folder
     band_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the utterances come as through a telephone or a codec
     spec_augment: SpecAugment | None = SpecAugment()

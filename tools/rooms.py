@@ -1,7 +1,7 @@
 """Impulse responses of simulated rooms for `augment.rooms`: what a microphone some way from the speaker hears.
 
     pip install pyroomacoustics
-    python recipes/english/rooms.py OUT
+    python tools/rooms.py OUT
 
 Shoeboxes from a closet to a hall by the image method (Allen & Berkley 1979), the images displaced a little, since those
 of a perfect shoebox arrive in patterns that no room has (De Sena et al. 2015). Reverberation times (RT60) are 0.15 to
