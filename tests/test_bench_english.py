@@ -69,13 +69,16 @@ def corpora(tmp_path: Path) -> Path:
     soundfile.write(chapter / "1-2-0000.flac", np.random.default_rng(0).normal(0, 0.05, 8000), 16000)
     (chapter / "1-2.trans.txt").write_text("1-2-0000 THERE'S IRON\n")
     (folder / "fsdd").mkdir()
+    (folder / "noise").mkdir()
+    soundfile.write(folder / "noise/rain.wav", np.random.default_rng(1).normal(0, 0.1, 4000), 16000)
     for index in (0, 5, 8):  # of the test, dev and training set
         shutil.copy(DATA / "3_nicolas_0.wav", folder / "fsdd" / f"3_nicolas_{index}.wav")
     return folder
 
 
 def run(corpora: Path, **options: object) -> None:
-    settings = {"model": "digits", "lm": None, "limit": None, "peer_limit": 300, "chart": None}
+    settings = {"model": "digits", "lm": None, "whisper": None, "limit": None, "peer_limit": 300, "chart": None}
+    settings["sets"] = ["common_voice", "speechocean762", "librispeech", "fsdd", "start"]
     bench.english(argparse.Namespace(corpora=corpora, **(settings | options)))
 
 
@@ -115,7 +118,7 @@ def test_one_command_prints_all_figures(
     monkeypatch.setattr(bench, "COLD_STARTS", 1)
     chart = tmp_path / "new" / "english.png"
     run(corpora, limit=4, peer_limit=2, chart=chart)
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     errors, speed, calibration = tables(out)
     sizes = {row[0]: int(row[1]) for row in errors if row[0]}
     assert sizes == {
@@ -134,27 +137,84 @@ def test_one_command_prints_all_figures(
     assert all(float(cell) > 0 for row in speed for cell in row[2:5])
     assert [row[0] for row in calibration] == [name for name in sizes if not name.endswith("a part")]
     assert "PocketSphinx 5.1" in out
+    assert "without Whisper: no folder" in err
     assert "MB resident" in out
     with chart.open("rb") as file:
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
-def test_without_pocketsphinx_its_columns_say_so(
+def test_without_peers_it_measures_ours(
     corpora: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
-    monkeypatch.setattr(bench, "COLD_STARTS", 1)
     shutil.rmtree(corpora / "speechocean762")
-    shutil.rmtree(corpora / "fsdd")
-    run(corpora, limit=1, peer_limit=1)
+    run(corpora, limit=1, peer_limit=1, sets=["common_voice", "speechocean762"])
     out, err = capsys.readouterr()
-    assert "PocketSphinx (not installed: pip install pocketsphinx)" in out
+    assert "without PocketSphinx: not installed (pip install pocketsphinx)" in err
     errors, speed, _ = tables(out)
-    assert {row[-1] for row in errors} == {"-"}
-    assert {cell for row in speed for cell in row[5:]} == {"-"}
+    assert [row[:3] for row in errors] == [["Common Voice test", "1", "WER"], ["", "", "CER"]]
+    assert [len(row) for row in speed] == [5]
     assert "left out: " in err
     assert "speechocean762: expected a folder with train/wav.scp" in err
-    assert not any("speechocean762" in row[0] for row in errors)
+    assert "resident" not in out
+
+
+def test_a_part_of_the_work(corpora: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Variants of a set, and sounds in which nothing is said."""
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    monkeypatch.setattr(bench, "SOUND_S", 1)
+    run(corpora, sets=["librispeech-*", "sounds"])
+    errors, _, _, silence = tables(capsys.readouterr().out)
+    names = ["noise at 10 dB", "30 dB quieter", "with an offset of 0.1"]
+    assert [row[0] for row in errors if row[0]] == [f"LibriSpeech test-other, {name}" for name in names]
+    assert silence[0] == ["digital silence", "1", "0", "0", "0"]
+    assert silence[-1][0] == "noise/rain"
+
+
+def test_a_part_that_there_is_not(corpora: Path) -> None:
+    with pytest.raises(SystemExit, match=r"--sets: expected some of common_voice, .*got librispeach"):
+        run(corpora, sets=["librispeach"])
+
+
+def test_variants_are_what_they_are_called(corpora: Path, tmp_path: Path) -> None:
+    path = next((corpora / "librispeech_sample").rglob("*.flac"))
+    waveform = audio.read(path)
+
+    def heard_as(variant: str, folder: str = "") -> np.ndarray:
+        (one,) = bench.varied([Recording(path, "THERE'S IRON")], variant, corpora, tmp_path / f"{variant}{folder}")
+        return soundfile.read(one.audio)[0]
+
+    noise = heard_as("noise") - waveform
+    assert 10 * np.log10(np.square(waveform).mean() / np.square(noise).mean()) == pytest.approx(10, abs=0.01)
+    np.testing.assert_array_equal(heard_as("noise", "again"), noise + waveform)
+    np.testing.assert_allclose(heard_as("quiet"), waveform * 0.0316228, atol=1e-6)
+    np.testing.assert_allclose(heard_as("offset"), waveform + 0.1, atol=1e-6)
+
+
+def test_whisper_hears_english_in_int8_on_one_thread(
+    corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Model:
+        def __init__(self, folder: str, **settings: object) -> None:
+            assert settings == {"device": "cpu", "compute_type": "int8", "cpu_threads": 1, "local_files_only": True}
+
+        def transcribe(self, waveform: np.ndarray, language: str) -> tuple[list[SimpleNamespace], None]:
+            assert (waveform.ndim, language) == (1, "en")
+            return [SimpleNamespace(text=" It has now ended"), SimpleNamespace(text=" its third season.")], None
+
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    monkeypatch.setitem(sys.modules, "faster_whisper", SimpleNamespace(WhisperModel=Model))
+    monkeypatch.setattr(bench.importlib.metadata, "version", {"faster-whisper": "1.2"}.__getitem__)
+    with pytest.raises(SystemExit, match=r"expected a folder with a model for faster-whisper.*model\.bin"):
+        run(corpora, whisper=tmp_path / "tiny.en", sets=["common_voice"])
+    (tmp_path / "tiny.en").mkdir()
+    (tmp_path / "tiny.en/model.bin").touch()
+    run(corpora, whisper=tmp_path / "tiny.en", sets=["common_voice"])
+    out = capsys.readouterr().out
+    errors, speed, _ = tables(out)
+    assert "Whisper: tiny.en, int8, faster-whisper 1.2" in out
+    assert errors[0][-1] == "0.0 % (0.0 to 0.0)"
+    assert float(speed[0][5]) >= 0
 
 
 def test_no_test_set_is_an_error(tmp_path: Path) -> None:
@@ -166,29 +226,32 @@ def test_letters_that_are_lost_are_told(corpora: Path, tmp_path: Path, capsys: p
     shutil.rmtree(corpora / "fsdd")
     table = corpora / "common_voice/en/test.tsv"
     table.write_text(table.read_text(encoding="utf-8").replace("third", "thirđ"), encoding="utf-8")
-    bench._test_sets(corpora, tmp_path)
+    bench._test_sets(corpora, tmp_path, ["common_voice"], None, 300)
     assert (
         "references that lose what is not a letter: 1, such as ['It has now ended its thirđ season.']"
         in capsys.readouterr().err
     )
 
 
+PEERS = {bench.SPHINX: lambda path: ""}
+
+
 def heard(reference: str, default: str, peer: str | None, sure: list[float]) -> bench.Heard:
     texts = dict.fromkeys((bench.GREEDY, bench.DEFAULT, bench.STREAM, bench.FINAL), default)
     seconds = {bench.GREEDY: 0.1, bench.DEFAULT: 0.2, bench.STREAM: 0.4}
     if peer is not None:
-        texts[bench.PEER], seconds[bench.PEER] = peer, 5.0
+        texts[bench.SPHINX], seconds[bench.SPHINX] = peer, 5.0
     return bench.Heard(reference, texts, sure, 10.0, seconds)
 
 
 def test_figures_by_hand() -> None:
     whole = [heard("a b", "a c", None, [0.9, 0.9]), heard("a b", "a b", "", [0.5, 0.5])]
-    rows = bench._rows({"set": whole}, peer=True)
-    words, characters, part, _ = tables(bench.errors_table(rows, peer=True))[0]
+    rows = bench._rows({"set": whole}, PEERS)
+    words, characters, part, _ = tables(bench.errors_table(rows, PEERS))[0]
     assert words[:4] == ["set", "2", "WER", "25.0 % (0.0 to 50.0)"]
     assert characters[3].startswith("16.7 %")  # one of six
     assert part == ["set, a part", "1", "WER", *4 * ["0.0 % (0.0 to 0.0)"], "100.0 % (100.0 to 100.0)"]
-    ((*_, last),) = tables(bench.speed_table(rows))
+    ((*_, last),) = tables(bench.speed_table(rows, PEERS))
     assert last == ["set, a part", "10", "0.0100", "0.0200", "0.0400", "0.5000", "25.0", "50.0"]
     # Half of the words said to be 90 % sure are right, and all of those said to be 50 % sure.
     assert tables(bench.calibration_table({"set": whole})) == [[["set", "4", "75.0%", "70.0%", "0.450"]]]
@@ -231,10 +294,10 @@ def test_all_decodings_hear_each_utterance_in_turn(tmp_path: Path) -> None:
     paths = [DATA / "3_nicolas_0.wav", DATA / "7_jackson_0.wav"]
     recordings = [Recording(path, text) for path, text in zip(paths, ("Three!", "Seven"), strict=True)]
     durations = {path: audio.info(path).duration_s for path in paths}
-    first, second = bench._hear("digits", recordings, durations, Recognizer("digits"), peer, 1)
+    first, second = bench._hear("digits", recordings, durations, Recognizer("digits"), {bench.SPHINX: peer}, 1)
     assert order == ["3_nicolas_0"]
-    assert first.texts == dict.fromkeys((bench.GREEDY, bench.DEFAULT, bench.STREAM, bench.FINAL, bench.PEER), "three")
-    assert set(first.seconds) == {bench.GREEDY, bench.DEFAULT, bench.STREAM, bench.PEER}
-    assert bench.PEER not in second.texts
+    assert first.texts == dict.fromkeys((bench.GREEDY, bench.DEFAULT, bench.STREAM, bench.FINAL, bench.SPHINX), "three")
+    assert set(first.seconds) == {bench.GREEDY, bench.DEFAULT, bench.STREAM, bench.SPHINX}
+    assert bench.SPHINX not in second.texts
     assert second.reference == second.texts[bench.DEFAULT] == "seven"
     assert len(second.sure) == 1

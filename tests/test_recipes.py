@@ -408,6 +408,44 @@ def test_english_takes_what_else_is_there(speechocean762: Path, tmp_path: Path) 
     assert skipped["audio_filepath"].endswith("prompts/a.wav")
 
 
+# Killkan
+
+
+def killkan(folder: Path, episodes: dict[str, list[str]]) -> Path:
+    """{train,test}.jsonl, and audio/chEPISODE_NUMBER.opus."""
+    for split, names in episodes.items():
+        utterances = []
+        for name in names:
+            for number, text in enumerate(["¿Ñukawan purikrinchik?", "Ari, ari."]):
+                sound(folder / f"audio/{name}_{number:03d}.flac", 0.5)
+                utterances.append(manifest.Utterance(folder / f"audio/{name}_{number:03d}.flac", 0.5, text))
+        manifest.write(folder / f"{split}.jsonl", utterances)
+    return folder
+
+
+def test_killkan_has_a_dev_episode_and_its_own_letters(tmp_path: Path) -> None:
+    folder = killkan(tmp_path / "kichwa", {"train": ["ch01", "ch09", "ch11"], "test": ["ch10"]})
+    done = prepare("killkan", folder, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    episodes = [{u.audio.stem[:4] for u in part} for part in read(tmp_path / "out", "train", "dev", "test")]
+    assert episodes == [{"ch01", "ch09"}, {"ch11"}, {"ch10"}]
+    letters_of = done.stdout.partition("'data.alphabet=")[2].rstrip("'\n")
+    assert json.loads(letters_of) == " achiknpruwñ"
+
+
+def test_killkan_of_one_episode(tmp_path: Path) -> None:
+    done = prepare("killkan", killkan(tmp_path / "kichwa", {"train": ["ch01"], "test": ["ch10"]}), tmp_path / "out")
+    assert done.returncode == 1
+    assert "expected clips of several episodes, as ch01_001.opus, got ch01" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "config_from_nothing.yaml"])
+def test_killkan_with_and_without_an_encoder(name: str) -> None:
+    settings = config.read(RECIPES / "killkan" / name)
+    assert (settings.network.encoder is None) == ("nothing" in name)
+    assert settings.data.normaliser == "letters"
+
+
 # LibriSpeech
 
 

@@ -1,4 +1,4 @@
-"""tools/bench english: every figure on the card of the bundled English model, with PocketSphinx beside it."""
+"""tools/bench english: every figure on the card of the bundled English model, with PocketSphinx and Whisper beside it."""
 
 import argparse
 import copy
@@ -11,12 +11,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from runpy import run_path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import soundfile
 
 import asr
 from asr import audio, metrics, terminal, text
@@ -30,7 +32,24 @@ from asr.stream import CHUNK_S, RIGHT_CONTEXT_S, Final, Partial
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 COLD_STARTS = 9
-GREEDY, DEFAULT, STREAM, FINAL, PEER = "greedy", "default", "while speaking", "final", "PocketSphinx"
+SOUND_S = 30
+GREEDY, DEFAULT, STREAM, FINAL = "greedy", "default", "while speaking", "final"
+SPHINX, WHISPER = "PocketSphinx", "Whisper"
+Peers = Mapping[str, Callable[[Path], str]]  # by name: audio file -> text
+# By recipe: what the tables call it, its folder, its options.
+CORPORA: dict[str, tuple[str, str, dict[str, object]]] = {
+    "common_voice": ("Common Voice", "common_voice", {"language": "en"}),
+    "speechocean762": ("speechocean762", "speechocean762", {}),
+    "librispeech": ("LibriSpeech", "librispeech_sample", {"subset": "test"}),
+    "fsdd": ("FSDD", "fsdd", {"leave_out": None}),
+}
+VARIANTS = {"noise": "noise at 10 dB", "quiet": "30 dB quieter", "offset": "with an offset of 0.1"}
+PARTS = [
+    *CORPORA,
+    *(f"{name}-{variant}" for name in CORPORA if name != "fsdd" for variant in VARIANTS),
+    "sounds",
+    "start",
+]
 
 
 @dataclass(frozen=True)
@@ -51,9 +70,12 @@ class Heard:
 def english(arguments: argparse.Namespace) -> None:
     """Errors with 95 % intervals, speed, cold start and calibration of the English model on its test sets.
 
-    CORPORA holds common_voice/en/, speechocean762/, librispeech_sample/ and fsdd/, each as its own recipe takes it; one
-    that is missing is left out. PocketSphinx has the acoustic model, language model and dictionary of its package, and
-    its default settings. It hears at most --peer-limit utterances of a set, from all over it, and ours are scored on them.
+    CORPORA holds common_voice/en/, speechocean762/, librispeech_sample/ and fsdd/, each as its own recipe takes it, and
+    noise/; what is missing is left out. PocketSphinx has the acoustic model, language model and dictionary of its package,
+    and its default settings; Whisper runs in int8 through faster-whisper, in its default settings, told that it hears
+    English. They hear at most --peer-limit utterances of a set, from all over it, and ours are scored on them; the same
+    utterances are heard with noise at 10 dB, 30 dB quieter, and with an offset of 0.1. In sounds without speech, words are
+    counted. Speed is processor time of one thread for a second of audio: of a stream, its share of one core.
     """
     try:
         _english(arguments)
@@ -65,30 +87,41 @@ def _english(arguments: argparse.Namespace) -> None:
     if arguments.chart:
         importlib.import_module("matplotlib.pyplot")  # its absence is told now, not after the work
     started = time.perf_counter()
+    chosen = parts(arguments.sets)
     lm = {} if arguments.lm is None else {"lm": arguments.lm}
-    recognizer, peer = Recognizer(arguments.model, **lm), pocketsphinx()
+    recognizer = Recognizer(arguments.model, **lm)
+    peers = {SPHINX: pocketsphinx(), WHISPER: whisper(arguments.whisper)}
+    peers = {name: recognise for name, recognise in peers.items() if recognise}
     with tempfile.TemporaryDirectory() as folder:
-        sets = {
-            name: spread(recordings, arguments.limit)
-            for name, recordings in _test_sets(arguments.corpora, Path(folder)).items()
-        }
+        sets = _test_sets(arguments.corpora, Path(folder), chosen, arguments.limit, arguments.peer_limit)
         durations = {one.audio: audio.info(one.audio).duration_s for recordings in sets.values() for one in recordings}
-        if not durations:
+        if not durations and set(chosen) != {"sounds"}:
             raise CorpusError(f"{arguments.corpora}: expected at least one of the test sets, got none; see --help")
         heard = {
-            name: _hear(name, recordings, durations, recognizer, peer, arguments.peer_limit)
+            name: _hear(name, recordings, durations, recognizer, peers, arguments.peer_limit)
             for name, recordings in sets.items()
         }
-        rows = _rows(heard, peer is not None)
-        print(_title(recognizer, peer is not None))
-        print(
-            f"\n{errors_table(rows, peer is not None)}\n\n{speed_table(rows)}\n\n{calibration_table(heard)}", flush=True
-        )
-        if arguments.chart:
+        rows = _rows(heard, peers)
+        print(_title(recognizer, peers, arguments.whisper))
+        if rows:
+            tables = errors_table(rows, peers), speed_table(rows, peers), calibration_table(heard)
+            print("\n" + "\n\n".join(tables), flush=True)
+        if "sounds" in chosen:
+            print(f"\n{sounds_table(sounds(arguments.corpora, Path(folder)), recognizer, peers)}", flush=True)
+        if arguments.chart and rows:
             chart(rows, arguments.chart)
-        options = ("-m", arguments.model, *(("--lm", arguments.lm) if arguments.lm else ()))
-        cold_start(durations, *options)
+        if "start" in chosen and durations:
+            options = ("-m", arguments.model, *(("--lm", arguments.lm) if arguments.lm else ()))
+            cold_start(durations, *options)
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes in all", file=sys.stderr)
+
+
+def parts(patterns: Sequence[str]) -> list[str]:
+    """What is to be measured. raises: CorpusError for a pattern that fits nothing."""
+    for pattern in patterns:
+        if not any(fnmatch(part, pattern) for part in PARTS):
+            raise CorpusError(f"--sets: expected some of {', '.join(PARTS)}, got {pattern}")
+    return [part for part in PARTS if any(fnmatch(part, pattern) for pattern in patterns)]
 
 
 def normalised(transcript: str) -> str:
@@ -107,32 +140,33 @@ def spread(items: Sequence[Any], most: int | None) -> list[Any]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def _test_sets(corpora: Path, folder: Path) -> dict[str, list[Recording]]:
-    """Name -> recordings, by the recipes. folder: for those that are made."""
-
-    def read(recipe: str, corpus: str, **options: object) -> dict[str, list[Recording]]:
+def _test_sets(
+    corpora: Path, folder: Path, chosen: Sequence[str], limit: int | None, peer_limit: int
+) -> dict[str, list[Recording]]:
+    """Name -> recordings, by the recipes, and variants of them. folder: for those that are made."""
+    sets: dict[str, list[Recording]] = {}
+    for recipe, (title, place, options) in CORPORA.items():
+        variants = [variant for variant in VARIANTS if f"{recipe}-{variant}" in chosen]
+        if not variants and recipe not in chosen:
+            continue
         prepare = run_path(str(RECIPES / recipe / "prepare.py"))
         if recipe == "fsdd":
             prepare["CONNECTED"].update(train=0, dev=0)  # the joined digits of the test set are all that is heard
         try:
-            splits: dict[str, list[Recording]] = prepare["read"](corpora / corpus, argparse.Namespace(**options))
-            return splits
+            splits: dict[str, list[Recording]] = prepare["read"](
+                corpora / place, argparse.Namespace(out=folder, **options)
+            )
+            for split in splits:
+                if not split.startswith("test"):
+                    continue
+                name, recordings = f"{title} {split.replace('_', '-')}", spread(splits[split], limit)
+                if recipe in chosen:
+                    sets[name] = recordings
+                for variant in variants:
+                    made = varied(spread(recordings, peer_limit), variant, corpora, folder / f"{recipe}-{variant}")
+                    sets[f"{name}, {VARIANTS[variant]}"] = made
         except CorpusError as error:
             print(f"left out: {error}", file=sys.stderr)
-            return {}
-
-    splits = {
-        "Common Voice": read("common_voice", "common_voice", language="en"),
-        "speechocean762": read("speechocean762", "speechocean762"),
-        "LibriSpeech": read("librispeech", "librispeech_sample", subset="test"),
-        "FSDD": read("fsdd", "fsdd", leave_out=None, out=folder),
-    }
-    sets = {
-        f"{corpus} {split.replace('_', '-')}": recordings
-        for corpus, found in splits.items()
-        for split, recordings in found.items()
-        if split.startswith("test")
-    }
     everything = [one.text for found in sets.values() for one in found]
     unspelt = [one for one in everything if normalised(one) != text.english(one)]
     if unspelt:
@@ -140,12 +174,73 @@ def _test_sets(corpora: Path, folder: Path) -> dict[str, list[Recording]]:
     return sets
 
 
+def varied(recordings: Sequence[Recording], variant: str, corpora: Path, folder: Path) -> list[Recording]:
+    """The recordings written anew, with noise, quieter, or with an offset; the same at each run."""
+    noises = [audio.read(path) for path in _noises(corpora)] if variant == "noise" else []
+    if variant == "noise" and not noises:
+        raise CorpusError(f"{corpora}: expected recordings in noise/ for the sets with noise, got none")
+    folder.mkdir()
+    made = []
+    for number, one in enumerate(recordings):
+        waveform = audio.read(one.audio)
+        if variant == "noise":
+            start = int(np.random.default_rng(number).integers(len(noises[number % len(noises)])))
+            noise = np.resize(np.roll(noises[number % len(noises)], -start), len(waveform))
+            waveform = waveform + noise * np.sqrt(np.square(waveform).mean() / np.square(noise).mean() / 10)  # 10 dB
+        else:
+            waveform = waveform * 10 ** (-30 / 20) if variant == "quiet" else waveform + 0.1
+        path = folder / f"{number:04d}-{one.audio.stem}.wav"
+        soundfile.write(path, waveform, audio.SAMPLE_RATE, subtype="FLOAT")
+        made.append(Recording(path, one.text, one.speaker))
+    return made
+
+
+def _noises(corpora: Path) -> list[Path]:
+    return sorted(path for path in (corpora / "noise").glob("*") if path.suffix.lower() in audio.SUFFIXES)
+
+
+def sounds(corpora: Path, folder: Path) -> dict[str, Path]:
+    """Name -> recording, of silence, hum, noise and music-like sounds, made here, and of the noises in CORPORA."""
+    rng = np.random.default_rng(0)
+    seconds = np.arange(SOUND_S * audio.SAMPLE_RATE) / audio.SAMPLE_RATE
+    beats = np.exp(-6 * (seconds % 0.5))  # what each beat sounds like: loud, and fading
+    roots = rng.choice([110.0, 130.8, 146.8, 164.8, 196.0], SOUND_S)[seconds.astype(int)]  # a chord a second
+    tones = [np.sin(2 * np.pi * np.cumsum(roots) * ratio * n / audio.SAMPLE_RATE) / n
+             for ratio in (1, 1.25, 1.5) for n in (1, 2, 3, 4)]  # fmt: skip
+    white = rng.normal(0, 1, len(seconds))
+    made = {
+        "digital silence": 0 * seconds,
+        "white noise at -70 dB": 10 ** (-70 / 20) * white,
+        "white noise at -30 dB": 10 ** (-30 / 20) * white,
+        "hum of 50 Hz": 0.05 * sum(np.sin(2 * np.pi * 50 * n * seconds) / n for n in (1, 2, 3)),
+        "chords": 0.03 * sum(tones) * np.sqrt(beats),
+        "chords and drums": 0.03 * sum(tones) * np.sqrt(beats) + 0.1 * white * beats**4,
+    }
+    found = {}
+    for name, waveform in made.items():
+        found[name] = folder / f"{name}.wav"
+        soundfile.write(found[name], waveform, audio.SAMPLE_RATE, subtype="FLOAT")
+    return found | {f"noise/{path.stem}": path for path in _noises(corpora)}
+
+
+def sounds_table(found: Mapping[str, Path], recognizer: Recognizer, peers: Peers) -> str:
+    """How many words are heard where nobody speaks."""
+    heads = ["words in sounds without speech", "s", DEFAULT, f"stream, {STREAM}", f"stream, {FINAL}", *peers]
+    lines = [heads, ["---"] * len(heads)]
+    for name, path in found.items():
+        streams = streamed(recognizer, audio.read(path))
+        texts = [recognizer.transcribe(path).text, *streams, *(recognise(path) for recognise in peers.values())]
+        counts = [str(len(normalised(one).split())) for one in texts]
+        lines.append([name, f"{audio.info(path).duration_s:.0f}", *counts])
+    return _table(lines)
+
+
 def _hear(
     name: str,
     recordings: Sequence[Recording],
     durations: Mapping[Path, float],
     recognizer: Recognizer,
-    peer: Callable[[Path], str] | None,
+    peers: Peers,
     peer_limit: int,
 ) -> list[Heard]:
     """Each recording by all decodings in turn, so that a busy machine slows all alike.
@@ -154,7 +249,7 @@ def _hear(
     """
     greedy = copy.copy(recognizer)  # on the same network
     greedy.decoder = Decoder(recognizer.tokens, beam=1)
-    for_peer = {one.audio for one in spread(recordings, peer_limit)} if peer else set()
+    for_peer = {one.audio for one in spread(recordings, peer_limit)}
     heard, started = [], time.perf_counter()
     with terminal.progress(terminal.stderr(False)) as progress:
         for recording in progress.track(recordings, description=name):
@@ -165,8 +260,8 @@ def _hear(
                 DEFAULT: recognizer.transcribe,
                 STREAM: lambda path: streamed(recognizer, audio.read(path)),
             }
-            if peer and path in for_peer:
-                decodings[PEER] = peer
+            if path in for_peer:
+                decodings |= peers
             found, seconds = {}, {}
             for decoding, recognise in decodings.items():
                 begun = time.process_time()
@@ -203,10 +298,11 @@ def streamed(
 
 
 def pocketsphinx() -> Callable[[Path], str] | None:
-    """PocketSphinx in its default settings: audio file -> text; None where it is not installed."""
+    """PocketSphinx in its default settings: audio file -> text; None, and a note, where it is not installed."""
     try:
         from pocketsphinx import Decoder as Sphinx
     except ModuleNotFoundError:
+        print("without PocketSphinx: not installed (pip install pocketsphinx)", file=sys.stderr)
         return None
     decoder = Sphinx(samprate=audio.SAMPLE_RATE, loglevel="FATAL")
 
@@ -220,11 +316,38 @@ def pocketsphinx() -> Callable[[Path], str] | None:
     return recognise
 
 
-def _title(recognizer: Recognizer, peer: bool) -> str:
+def whisper(folder: Path | None) -> Callable[[Path], str] | None:
+    """A Whisper model in int8 on one thread: audio file -> text; None, and a note, without its folder or faster-whisper."""
+    if folder is None:
+        print("without Whisper: no folder of a model for faster-whisper (--whisper FOLDER)", file=sys.stderr)
+        return None
+    try:
+        from faster_whisper import WhisperModel
+    except ModuleNotFoundError:
+        print("without Whisper: faster-whisper is not installed (pip install faster-whisper)", file=sys.stderr)
+        return None
+    if not (folder / "model.bin").is_file():
+        raise CorpusError(
+            f"--whisper: expected a folder with a model for faster-whisper, but {folder}/model.bin is not there"
+        )
+    model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1, local_files_only=True)
+
+    def recognise(path: Path) -> str:
+        segments, _ = model.transcribe(audio.read(path), language="en")
+        return " ".join(segment.text for segment in segments)
+
+    return recognise
+
+
+def _title(recognizer: Recognizer, peers: Peers, whisper_folder: Path | None) -> str:
     megabytes = recognizer.network.path.stat().st_size / 1e6
     versions = [f"asr {asr.__version__}", f"onnxruntime {onnxruntime.__version__}"]
-    if peer:
+    if SPHINX in peers:
         versions.append(f"PocketSphinx {importlib.metadata.version('pocketsphinx')}")
+    if WHISPER in peers and whisper_folder:
+        versions.append(
+            f"Whisper: {whisper_folder.name}, int8, faster-whisper {importlib.metadata.version('faster-whisper')}"
+        )
     lm = f"a language model of {len(recognizer.lm.words):,} words" if recognizer.lm else "no language model"
     return (
         f"{recognizer.name}, {megabytes:.1f} MB. Default decoding: beam {recognizer.decoder.beam}, {lm}. "
@@ -232,13 +355,13 @@ def _title(recognizer: Recognizer, peer: bool) -> str:
     )
 
 
-def _rows(heard: Mapping[str, list[Heard]], peer: bool) -> dict[str, list[Heard]]:
-    """The tables' rows: the sets, and of those that are too large for PocketSphinx also the part that it has heard."""
+def _rows(heard: Mapping[str, list[Heard]], peers: Peers) -> dict[str, list[Heard]]:
+    """The tables' rows: the sets, and of those that are too large for the peers also the part that they have heard."""
     rows = {}
     for name, utterances in heard.items():
         rows[name] = utterances
-        shared = [one for one in utterances if PEER in one.texts]
-        if peer and len(shared) < len(utterances):
+        shared = [one for one in utterances if all(peer in one.texts for peer in peers)]
+        if len(shared) < len(utterances):
             rows[f"{name}, a part"] = shared
     return {name: utterances for name, utterances in rows.items() if utterances}
 
@@ -250,22 +373,16 @@ def _report(utterances: Sequence[Heard], decoding: str) -> metrics.Report | None
     return metrics.report([metrics.Scored("", one.reference, one.texts[decoding]) for one in utterances], worst=0)
 
 
-def errors_table(rows: Mapping[str, Sequence[Heard]], peer: bool) -> str:
+def errors_table(rows: Mapping[str, Sequence[Heard]], peers: Peers) -> str:
     """WER, and below it CER, of each set by each decoding, with the intervals of the bootstrap."""
-    absent = "" if peer else " (not installed: pip install pocketsphinx)"
-    heads = ["test set", "utterances", "", GREEDY, "default", "stream, while speaking", "stream, final", PEER + absent]
+    decodings = [GREEDY, DEFAULT, STREAM, FINAL, *peers]
+    heads = ["test set", "utterances", "", GREEDY, DEFAULT, f"stream, {STREAM}", f"stream, {FINAL}", *peers]
     lines = [heads, ["---"] * len(heads)]
     for name, utterances in rows.items():
-        reports = [_report(utterances, decoding) for decoding in (GREEDY, DEFAULT, STREAM, FINAL, PEER)]
-        lines += [
-            [
-                name,
-                str(len(utterances)),
-                "WER",
-                *(_rate(one.wer, one.word_interval) if one else "-" for one in reports),
-            ],
-            ["", "", "CER", *(_rate(one.cer, one.character_interval) if one else "-" for one in reports)],
-        ]
+        reports = [_report(utterances, decoding) for decoding in decodings]
+        wer = [_rate(one.wer, one.word_interval) if one else "-" for one in reports]
+        cer = [_rate(one.cer, one.character_interval) if one else "-" for one in reports]
+        lines += [[name, str(len(utterances)), "WER", *wer], ["", "", "CER", *cer]]
     return _table(lines)
 
 
@@ -274,26 +391,20 @@ def _rate(rate: float, interval: metrics.Interval | None) -> str:
     return f"{100 * rate:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def speed_table(rows: Mapping[str, Sequence[Heard]]) -> str:
+def speed_table(rows: Mapping[str, Sequence[Heard]], peers: Peers) -> str:
     """Real-time factors: processor time for each second of audio, reading the file included."""
-    heads = ["real-time factor", "audio, s", GREEDY, "default", "stream with final text", PEER,
-             f"{PEER} / default", f"{PEER} / greedy"]  # fmt: skip
+    ratios = [(peer, own) for peer in peers for own in (DEFAULT, GREEDY)]
+    heads = ["real-time factor", "audio, s", GREEDY, DEFAULT, "stream with final text", *peers]
+    heads += [f"{peer} / {own}" for peer, own in ratios]
     lines = [heads, ["---"] * len(heads)]
     for name, utterances in rows.items():
-        timed = [one for one in utterances if PEER in one.seconds] or utterances
-        if len(timed) < len(utterances):
+        if f"{name}, a part" in rows:
             continue  # the part in which all took turns has a row of its own
-        total_s = sum(one.duration_s for one in timed)
-        factors = {
-            decoding: sum(one.seconds[decoding] for one in timed) / total_s
-            for decoding in (GREEDY, DEFAULT, STREAM, PEER)
-            if decoding in timed[0].seconds
-        }
-        ratios = [f"{factors[PEER] / factors[own]:.1f}" if PEER in factors else "-" for own in (DEFAULT, GREEDY)]
-        cells = [
-            f"{factors[decoding]:.4f}" if decoding in factors else "-" for decoding in (GREEDY, DEFAULT, STREAM, PEER)
-        ]
-        lines.append([name, f"{total_s:.0f}", *cells, *ratios])
+        total_s = sum(one.duration_s for one in utterances)
+        decodings = [GREEDY, DEFAULT, STREAM, *peers]
+        factors = {each: sum(one.seconds[each] for one in utterances) / total_s for each in decodings}
+        cells = [f"{factor:.4f}" for factor in factors.values()]
+        lines.append([name, f"{total_s:.0f}", *cells, *(f"{factors[peer] / factors[own]:.1f}" for peer, own in ratios)])
     return _table(lines)
 
 
@@ -354,9 +465,11 @@ def chart(rows: Mapping[str, Sequence[Heard]], path: Path) -> None:
     """Word errors by set, of all decodings on the same utterances, with their intervals."""
     import matplotlib.pyplot as plt
 
-    alike = [name for name in rows if f"{name}, a part" not in rows]
+    plain = [name for name in rows if not any(name.endswith(variant) for variant in VARIANTS.values())]
+    alike = [name for name in plain if f"{name}, a part" not in rows]
     bars = {
-        PEER: ("0.62", PEER),
+        SPHINX: ("0.62", SPHINX),
+        WHISPER: ("0.8", WHISPER),
         GREEDY: ("#a6cbe3", "ours, greedy"),
         DEFAULT: ("#2171a8", "ours, default"),
         STREAM: ("#e08a3c", f"ours, while speaking ({CHUNK_S + RIGHT_CONTEXT_S:.2f} s behind)"),
