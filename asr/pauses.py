@@ -53,7 +53,7 @@ class Endpointing:
 
 
 class Part(NamedTuple):
-    """An utterance of a file. start_s, end_s: in the file; log_probs: (T, V) float32, natural log."""
+    """An utterance of a file. start_s, end_s: in the file, whose end is the last one's; log_probs: (T, V) float32."""
 
     start_s: float
     end_s: float

@@ -216,7 +216,8 @@ class Recognizer:
             said = self.decoder.words(found, log_probs, self.frame_shift_s, began_s)
             words += said
             if self.n_best > 1:
-                alternatives.append(Alternatives(began_s, ended_s, self.decoder.texts(found, self.n_best)))
+                end_s = began_s + len(log_probs) * self.frame_shift_s
+                alternatives.append(Alternatives(began_s, end_s, self.decoder.texts(found, self.n_best)))
             progress(" ".join(word.text for word in said), ended_s)
         text = " ".join(word.text for word in words)
         return Transcript(text, sounded_out(words, ended_s), ended_s, self.name, tuple(alternatives))
