@@ -40,8 +40,12 @@ def interruptible(hint: str = "") -> Iterator[None]:
 
 @contextmanager
 def ending(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C within, or other request to end, calls `stop`; the next one does what it always does."""
+    """The first Ctrl-C within, or other request to end, calls `stop`; the next one does what it always does.
+
+    What is ignored stays so: nohup means to outlive its terminal. Only the main thread hears of any.
+    """
     import signal
+    import threading
 
     before: dict[int, Any] = {}
 
@@ -50,15 +54,24 @@ def ending(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(each, handler)
         stop()
 
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup and & leave it
-            before[number] = signal.signal(number, first)
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, first)
     try:
         yield
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextmanager
+def asked_to_end() -> Iterator[Callable[[], bool]]:
+    """Whether there was a request to end within (see `ending`), for a loop that looks after each step."""
+    asked: list[bool] = []
+    with ending(lambda: asked.append(True)):
+        yield lambda: bool(asked)
 
 
 def stderr(quiet: bool) -> Console:

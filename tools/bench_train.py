@@ -21,6 +21,7 @@ from asr import audio, manifest
 from asr.manifest import Utterance
 from asr.tokens import Tokens
 from asr.training import config, launch, loop
+from asr.training import run as run_folder
 from asr.training.data import Corpus
 from asr.training.model import AcousticModel
 
@@ -60,8 +61,8 @@ def _compare(
     model = AcousticModel(settings, len(tokens))
     run = Path(tempfile.mkdtemp())
     console = Console(stderr=True)
-    corpora = loop._read_corpora(settings, tokens, model, run, console)
-    session = loop._Session(settings, run, fabric, model, tokens, *corpora, console)
+    corpora = run_folder.read_corpora(settings, tokens, model, run, console)
+    session = loop.Training(settings, run, fabric, model, tokens, *corpora, console)
     session.fit_features()
     session.state.spec_augment = True
     model.train()

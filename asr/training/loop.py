@@ -6,77 +6,34 @@ generator states, and a training that was killed goes on to the same losses as o
 
 from __future__ import annotations
 
-import json
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from lightning.fabric import Fabric
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
-from asr import __version__, metrics
+from asr import __version__, metrics, terminal
 from asr.audio import SAMPLE_RATE
 from asr.tokens import Tokens
-from asr.training import augment, checkpoint, config, encoder, launch, plots, subwords, warm
+from asr.training import augment, checkpoint, config, encoder, launch, schedule, subwords, warm
+from asr.training import run as run_folder
 from asr.training.data import Batch, Corpus
 from asr.training.evaluation import ctc_losses, evaluate, rates
 from asr.training.launch import TrainingError
-from asr.training.log import Display, Log, best
+from asr.training.log import Display, Log
 from asr.training.model import AcousticModel
 from asr.training.profile import Profile
+from asr.training.run import Outcome, State
+from asr.training.updates import Update, batches_of_updates, gradient_norms, on_host, seed
 
 LOG_EVERY = 10  # steps
-# Settings that may differ when a training is resumed: they change neither which utterances follow one another, nor what
-# the checkpoint's tensors are.
-_FREE = (
-    *("name", "description", "licence", "checkpoint_minutes", "data.cache", "epochs", "patience", "precision"),
-    *("batch*", "stream*", "network.dropout", "pronunciation.weight"),
-    *(f"optimiser.{key}" for key in ("lr", "weight_decay", "betas", "schedule", "warmup", "final", "plateau_patience")),
-    "optimiser.clip_norm",
-    *(f"augment.{key}*" for key in ("vtlp", "gain_db", "equaliser_db", "noise", "snr_db", "rooms", "band", "spec")),
-)
 _FIT_UTTERANCES = 500  # for the mean and deviation of the features
-
-
-@dataclass
-class State:
-    """Where a training stands; what a checkpoint holds besides tensors."""
-
-    epoch: int = 0
-    batch_in_epoch: int = 0  # how many of its plan are done, by all processes together
-    step: int = 0
-    elapsed_s: float = 0.0
-    loss_sum: float = 0.0  # of the epoch so far, nats
-    token_sum: int = 0
-    audio_s: float = 0.0
-    epoch_s: float = 0.0
-    lr_scale: float = 1.0  # halved by the plateau schedule
-    spec_augment: bool = False
-    log_bytes: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)  # one entry an epoch
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a call of `train` ended. finished: False if it was interrupted and can be resumed."""
-
-    finished: bool
-    run: Path
-    wer: float | None = None
-    cer: float | None = None
 
 
 def train(
@@ -100,10 +57,10 @@ def train(
     console = console or Console(stderr=True)
     if threads:
         torch.set_num_threads(threads)
-    settings = with_encoder(settings)
+    settings = run_folder.with_encoder(settings)
     fabric = launch.launch(settings, device)
     if fabric.is_global_zero:
-        _prepare_folder(run, settings, resume, console)
+        run_folder.prepare(run, settings, resume, console)
     else:
         console = Console(quiet=True)
     fabric.barrier()
@@ -117,7 +74,7 @@ def train(
     try:
         tokens = checkpoint.load_tokens(last) if resumed else tokens or subwords.of_settings(settings.data)
     except checkpoint.CheckpointError as error:
-        raise TrainingError(f"{error}; {_start_from(run)}") from None
+        raise TrainingError(f"{error}; {run_folder.start_from(run)}") from None
     torch.manual_seed(settings.seed)
     model = AcousticModel(settings, len(tokens))
     if model.network.encoder and not settings.init and not resumed:
@@ -125,12 +82,12 @@ def train(
         encoder.load(model.network.encoder, settings.network.encoder)
     fitted = settings.init is not None and not resumed and warm.start(model, settings, tokens, console)
     warm.parameter_groups(model.network, settings)  # so that a wrong name is told before the audio is decoded
-    corpora = _read_corpora(settings, tokens, model, run if fabric.is_global_zero else None, console)
+    corpora = run_folder.read_corpora(settings, tokens, model, run if fabric.is_global_zero else None, console)
     if settings.pronunciation and (sounds := corpora[0].pronunciations):
         model.network.add_sounds(settings.pronunciation.layer, len(sounds))
         known = sum(bool(example.sounds) for example in corpora[0].examples)
         console.print(f"pronunciations known: of {known} of {len(corpora[0].examples)} utterances", highlight=False)
-    session = _Session(settings, run, fabric, model, tokens, *corpora, console, profiled=profile)
+    session = Training(settings, run, fabric, model, tokens, *corpora, console, profiled=profile)
     if resumed:
         session.restore(last)
     else:
@@ -138,18 +95,28 @@ def train(
             console.print(f"{run}: holds no checkpoint yet; starting from the beginning", soft_wrap=True)
         if not fitted and not model.network.encoder:  # which has its own scale
             session.fit_features()
+    with _named_errors(session), session.log, terminal.asked_to_end() as interrupted:
+        session.rehearse()
+        finished = session.run_epochs(interrupted)
+        if not finished:
+            session.save()
+        session.profile.render(console)
+        if finished:
+            return session.finish()
+    where = f"epoch {session.state.epoch + 1}, step {session.state.step}"
+    console.print(f"stopped at {where} and saved; the same command with --resume goes on from there", soft_wrap=True)
+    return Outcome(False, run)
+
+
+@contextmanager
+def _named_errors(training: Training) -> Iterator[None]:
+    """What can go wrong within, through no fault of ours, as a TrainingError that says what to do."""
+    fabric = training.fabric
     try:
-        with session.log, _interruptible() as interrupted:
-            session.rehearse()
-            finished = session.run_epochs(interrupted)
-            if not finished:
-                session.save()
-            session.profile.render(console)
-            if finished:
-                return session.finish()
+        yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"out of memory on {fabric.device} at step {session.state.step}: {str(error).split('. ')[0]}; "
+            f"out of memory on {fabric.device} at step {training.state.step}: {str(error).split('. ')[0]}; "
             "lower batch.seconds or batch.max_utterances, or data.max_s"
         ) from None
     except RuntimeError as error:
@@ -160,15 +127,13 @@ def train(
             ) from None
         raise
     except OSError as error:
+        where = error.filename or training.run
         raise TrainingError(
-            f"{error.filename or run}: cannot be written: {error.strerror}; free some space, then go on with --resume"
+            f"{where}: cannot be written: {error.strerror}; free some space, then go on with --resume"
         ) from None
-    where = f"epoch {session.state.epoch + 1}, step {session.state.step}"
-    console.print(f"stopped at {where} and saved; the same command with --resume goes on from there", soft_wrap=True)
-    return Outcome(False, run)
 
 
-class _Session:
+class Training:
     """One training in memory: model, optimiser, data and progress."""
 
     def __init__(
@@ -197,7 +162,7 @@ class _Session:
         self.network, self.optimiser = fabric.setup(model.network, self.raw_optimiser)
         self.ema = {name: value.detach().clone() for name, value in model.state_dict().items()} if settings.ema else {}
         self.state = State()
-        self.pending: _Update | None = None
+        self.pending: Update | None = None
         self.asked_to_stop: int | None = None  # the update that some process was asked to stop before
         self.profile = Profile(fabric.device, active=profiled)
         # Batches that one update averages: as many as asked for, each process the same number of them.
@@ -205,6 +170,7 @@ class _Session:
         self.recordings = train_set.recordings.to(fabric.device)
         self.clock = time.monotonic()
         self.log = Log(run, active=fabric.is_global_zero)
+        self.weights = run_folder.Weights(run, settings)
         self.tokens = tokens
         self.origin = {"config": config.to_dict(settings), "tokens": tokens.symbols}  # in every file of weights
 
@@ -225,11 +191,13 @@ class _Session:
         state, settings = self.state, self.settings
         self.clock = time.monotonic()
         if state.epoch < settings.epochs:
-            self._introduce()
+            planned = len(self.train_set.plan(state.epoch, by_length=state.epoch < settings.sortagrad_epochs))
+            told = run_folder.introduction(settings, self.fabric, self.model, self.train_set, planned)
+            self.console.print(told, highlight=False, soft_wrap=True)
         with Display(settings.epochs, self.console, active=self.fabric.is_global_zero) as display:
             while state.epoch < settings.epochs and not self._out_of_patience():
                 plan = self.train_set.plan(state.epoch, by_length=state.epoch < settings.sortagrad_epochs)
-                updates = _updates(len(plan), state.batch_in_epoch, self.group)
+                updates = batches_of_updates(len(plan), state.batch_in_epoch, self.group)
                 own = slice(self.fabric.global_rank, None, self.fabric.world_size)
                 mine = [plan[number % len(plan)] for numbers in updates for number in numbers[own]]
                 warm.train_mode(self.model)
@@ -258,25 +226,6 @@ class _Session:
                 self._end_epoch(display)
         return True
 
-    def _introduce(self) -> None:
-        """What is trained on what, in a line."""
-        fabric = self.fabric
-        device = "cpu" if fabric.device.type == "cpu" else torch.cuda.get_device_name(fabric.device)
-        each = f"{fabric.world_size} processes on {device}" if fabric.world_size > 1 else device
-        if fabric.device.type == "cpu":
-            each += f" with {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
-        parameters = sum(parameter.numel() for parameter in self.model.network.parameters())
-        hours = sum(example.duration_s for example in self.train_set.examples) / 3600
-        batches = len(
-            self.train_set.plan(self.state.epoch, by_length=self.state.epoch < self.settings.sortagrad_epochs)
-        )
-        self.console.print(
-            f"{each}, {fabric.strategy.precision.precision}: {parameters:,} parameters; {hours:.2f} hours in {batches} "
-            f"batches an epoch, {self.settings.epochs} epochs",
-            highlight=False,
-            soft_wrap=True,
-        )
-
     def _update(self, batches: Iterator[Batch], numbers: range, tokens: int, planned: int, stop: bool) -> None:
         """One step of the optimiser.
 
@@ -286,7 +235,7 @@ class _Session:
         """
         state, settings, world = self.state, self.settings, self.fabric.world_size
         lr = settings.optimiser.lr * state.lr_scale
-        lr *= rate(settings.optimiser, (state.epoch + min(1.0, numbers[0] / planned)) / settings.epochs)
+        lr *= schedule.rate(settings.optimiser, (state.epoch + min(1.0, numbers[0] / planned)) / settings.epochs)
         for group in self.raw_optimiser.param_groups:
             group["lr"] = lr * group["scale"]
 
@@ -295,7 +244,7 @@ class _Session:
         ids: list[str] = []
         own = numbers[self.fabric.global_rank :: world]
         for number, batch in zip(own, batches, strict=False):
-            _seed(settings.seed, state.epoch, number)
+            seed(settings.seed, state.epoch, number)
             with self.fabric.no_backward_sync(self.network, enabled=number != own[-1]):
                 losses, objective = self._losses(batch)
                 with self.profile.part("backward"):
@@ -312,14 +261,14 @@ class _Session:
             self._update_ema()
         if world > 1:
             sums = torch.as_tensor(self.fabric.all_reduce(sums, reduce_op="sum"))
-        figures = _on_host(torch.cat([sums, norm.float()[None], norms]))
-        before, self.pending = self.pending, _Update(state.step, lr, tokens, ids, torch.cat(all_losses), names, figures)
+        figures = on_host(torch.cat([sums, norm.float()[None], norms]))
+        before, self.pending = self.pending, Update(state.step, lr, tokens, ids, torch.cat(all_losses), names, figures)
         state.step += 1
         state.batch_in_epoch = min(planned, numbers[-1] + 1)
         if before is not None:
             self._settle(before)
 
-    def _settle(self, update: _Update | None = None) -> None:
+    def _settle(self, update: Update | None = None) -> None:
         """Take note of what became of an update; without one, of the last.
 
         raises: TrainingError if it was not finite. The weights are spoilt then, and must not have been saved.
@@ -329,12 +278,7 @@ class _Session:
         if update is None:
             return
         loss_sum, stop, audio_s, norm, *norms = update.figures()
-        if not math.isfinite(loss_sum):
-            finite = torch.isfinite(update.losses).tolist()
-            bad = [name for name, fine in zip(update.ids, finite, strict=True) if not fine]
-            raise TrainingError(_not_finite("loss", bad or ["another process's"], update.step))
-        if not math.isfinite(norm):
-            raise TrainingError(_not_finite("gradient", update.ids, update.step))
+        update.check(loss_sum, norm)
         if stop and self.asked_to_stop is None:
             self.asked_to_stop = update.step
         state = self.state
@@ -433,7 +377,10 @@ class _Session:
         state.epoch += 1
         state.batch_in_epoch, state.loss_sum, state.token_sum, state.audio_s, state.epoch_s = 0, 0.0, 0, 0.0, 0.0
         self.save()
-        self._remove_weights()  # after saving: a training resumed in this epoch may end it with other errors on a GPU
+        if self.fabric.is_global_zero:
+            self.weights.remove(
+                state.history
+            )  # after saving: a training resumed in this epoch may end it with other errors on a GPU
         self.fabric.barrier()
 
     def _count_time(self) -> None:
@@ -507,10 +454,7 @@ class _Session:
         slots = {int(index): values for index, values in checkpoint.unpack("optimiser", tensors).items()}
         groups = self.raw_optimiser.state_dict()["param_groups"]
         self.raw_optimiser.load_state_dict({"state": slots, "param_groups": groups})
-        progress = state["progress"]
-        if "world_size" in progress:  # of versions before 0.2, which counted the batches of each process
-            progress["batch_in_epoch"] = progress.pop("step_in_epoch") * progress.pop("world_size")
-        self.state = State(**progress)
+        self.state = State(**state["progress"])
         batch = config.Batch(**state["config"].get("batch", {}))
         if batch != self.settings.batch:  # go on where the same share of the epoch is done
             by_length = self.state.epoch < self.settings.sortagrad_epochs
@@ -523,39 +467,12 @@ class _Session:
         """Write this epoch's weights."""
         if self.fabric.is_global_zero:
             weights = self.ema or self.model.state_dict()
-            checkpoint.save(self._weight_file(self.state.epoch), checkpoint.lasting(weights), self.origin)
-
-    def _remove_weights(self) -> None:
-        """Delete the epochs' weights that neither the best model nor the average needs."""
-        needed = {*self._averaged(), self._selected()}
-        if self.fabric.is_global_zero:
-            for epoch in set(range(self.state.epoch)) - needed:
-                self._weight_file(epoch).unlink(missing_ok=True)
-
-    def _weight_file(self, epoch: int) -> Path:
-        return self.run / f"epoch-{epoch + 1:04d}.safetensors"
-
-    def _selected(self) -> int:
-        """The epoch (from 0) whose weights are the model's, if not their average."""
-        return len(self.state.history) - 1 if self.settings.select == "last" else _best(self.state.history)
-
-    def _averaged(self) -> list[int]:
-        """The epochs (from 0) whose weights the final average takes."""
-        history, rule = self.state.history, self.settings.average
-        if rule is None or self.settings.select == "last":
-            return []
-        epochs = range(len(history))
-        if rule.kind == "best":
-            return sorted(epochs, key=lambda epoch: history[epoch]["dev_cer"])[: rule.n]
-        return list(epochs)[-rule.n :]
+            checkpoint.save(self.weights.file(self.state.epoch), checkpoint.lasting(weights), self.origin)
 
     def finish(self) -> Outcome:
         """Choose between the best epoch and the average, and write the model, its dev report and the plots."""
         self.model.network.sounds = None  # they have served
-        candidates = {f"{self.settings.select} epoch": checkpoint.load(self._weight_file(self._selected()))[0]}
-        if len(averaged := self._averaged()) > 1:
-            paths = [self._weight_file(epoch) for epoch in averaged]
-            candidates[f"average of {len(paths)} epochs"] = checkpoint.average(paths)
+        candidates = self.weights.candidates(self.state.history)
         results = {}
         for name, weights in candidates.items():
             self.model.load_state_dict(weights)
@@ -576,14 +493,8 @@ class _Session:
                 "device": str(self.fabric.device.type),
                 "version": __version__,
             }
-            state = {**self.origin, "training": summary}
-            checkpoint.save(self.run / "model.safetensors", candidates[chosen], state)
-            (self.run / "dev_report.json").write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
-            with (self.run / "dev_report.txt").open("w", encoding="utf-8") as file:
-                report.render(Console(file=file, width=100))
             self.log.flush()
-            plots.curves(self.run)
-            plots.gradients(self.run)
+            run_folder.write_results(self.run, candidates[chosen], {**self.origin, "training": summary}, report)
             self.console.print(
                 f"finished: dev WER {wer:.2%}, CER {cer:.2%} ({chosen}); the model is {self.run / 'model.safetensors'}",
                 highlight=False,
@@ -593,215 +504,5 @@ class _Session:
         return Outcome(True, self.run, wer, cer)
 
 
-def with_encoder(settings: config.Config) -> config.Config:
-    """The settings with the size of their pre-trained encoder, so that the folder is not needed again."""
-    if not settings.network.encoder or settings.network.encoder_width:
-        return settings
-    shape = encoder.shape_of(settings.network)
-    found = {"encoder_width": shape.width, "encoder_blocks": shape.blocks}
-    return settings.model_copy(update={"network": settings.network.model_copy(update=found)})
-
-
-def rate(settings: config.Optimiser, progress: float) -> float:
-    """The learning rate as a share of its peak. progress: share of the training that is done, 0 to 1.
-
-    cosine: linear from 0 to the peak, then a half cosine to the final rate (Loshchilov & Hutter 2017).
-    one_cycle: half cosines from peak / 25 up and down again (Smith & Topin 2019).
-    plateau, constant: the peak after warm-up; `plateau` is halved elsewhere when dev loss stalls.
-    """
-    if progress < settings.warmup:
-        rising = progress / settings.warmup
-        return 1 / 25 + 24 / 25 * _half_cosine(1 - rising) if settings.schedule == "one_cycle" else max(rising, 1e-3)
-    if settings.schedule in ("plateau", "constant"):
-        return 1.0
-    falling = (progress - settings.warmup) / (1 - settings.warmup)
-    return settings.final + (1 - settings.final) * _half_cosine(falling)
-
-
-def gradient_norms(network: nn.Module) -> tuple[list[str], Tensor]:
-    """L2 norm of the gradient of each layer, and of each direction of each recurrent layer, before clipping.
-
-    returns: the layers' names, and (layers,) on the network's device: reading each by itself would make a GPU wait.
-    """
-    squares: dict[str, Tensor] = {}
-    for name, parameter in network.named_parameters():
-        if parameter.grad is None:
-            continue
-        parts = name.split(".")
-        layer = ".".join(parts[: 4 if parts[0] == "layers" and parts[2] == "directions" else 2])
-        square = parameter.grad.float().square().sum()
-        squares[layer] = squares[layer] + square if layer in squares else square
-    return list(squares), torch.stack(list(squares.values())).sqrt()
-
-
-@dataclass(frozen=True, slots=True)
-class _Update:
-    """An update that is under way on the device."""
-
-    step: int
-    lr: float
-    tokens: int
-    ids: list[str]
-    losses: Tensor  # of this process's utterances
-    names: list[str]  # of the layers whose gradients' norms are among the figures
-    figures: Callable[[], list[float]]
-
-
-def _on_host(values: Tensor) -> Callable[[], list[float]]:
-    """Start to copy values from a device; the function returned waits for them."""
-    if not values.is_cuda:
-        return values.tolist
-    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    copy.copy_(values, non_blocking=True)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-
-    def wait() -> list[float]:
-        event.synchronize()
-        return list(copy.tolist())
-
-    return wait
-
-
-def _updates(planned: int, done: int, group: int) -> list[range]:
-    """The numbers of the batches of each update, from an epoch's first that is not done.
-
-    Where they do not divide, the last update is filled up: numbers from `planned` on stand for the first batches again.
-    """
-    return [range(start, start + group) for start in range(done, planned, group)]
-
-
-def _seed(*key: int) -> None:
-    """Seed torch's generators by what is drawn for: the same for a batch in whichever process, after whatever else."""
-    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-
-
-def _prepare_folder(run: Path, settings: config.Config, resume: bool, console: Console) -> None:
-    """Make the folder and write its settings; where it holds a training, check that this is to continue the same one."""
-    resolved = run / "config.yaml"
-    new = config.to_dict(settings)
-    # Both are written once the corpora are read: after a start that failed before, settings may be mended.
-    if (run / "log.jsonl").exists() or (run / "last.safetensors").exists():
-        if not resume:
-            raise TrainingError(
-                f"{run}: already holds a training; continue it with --resume, or give another --run folder"
-            )
-        try:
-            # Read as settings, not compared as text: those that a newer version added have their defaults in it.
-            old = config.to_dict(config.parse(yaml.safe_load(resolved.read_text(encoding="utf-8")), str(resolved)))
-        except (OSError, ValueError, yaml.YAMLError, config.ConfigError) as error:
-            raise TrainingError(
-                f"{resolved}: expected the settings of this training, cannot read them: {error}"
-            ) from None
-        differing = sorted(set(_changed(old, new)))
-        changed = [key for key in differing if not any(fnmatchcase(key, pattern) for pattern in _FREE)]
-        if changed:
-            raise TrainingError(
-                f"{run}: expected the settings that this training began with, but these differ: {', '.join(changed)}; "
-                f"put them back, or start a new training in another --run folder, with init={run} from these weights"
-            )
-        if not (run / "last.safetensors").exists() and any(run.glob("epoch-*.safetensors")):
-            raise TrainingError(f"{run / 'last.safetensors'}: the checkpoint to go on from is gone; {_start_from(run)}")
-        if not differing:
-            return
-        console.print(f"going on with other settings: {', '.join(differing)}", highlight=False, soft_wrap=True)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        resolved.write_text(yaml.safe_dump(new, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    except OSError as error:
-        raise TrainingError(f"{run}: the run folder cannot be written: {error.strerror}") from None
-
-
-def _start_from(run: Path) -> str:
-    """What to do where a checkpoint is of no use."""
-    weights = max(run.glob("epoch-*.safetensors"), default=None)
-    if weights is None:
-        return "start the training again in another --run folder"
-    return f"start a new training in another --run folder from the last whole weights, with init={weights}"
-
-
-def _changed(old: Any, new: Any, key: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in old.keys() | new.keys():
-            yield from _changed(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
-    elif old != new:
-        yield key
-
-
-def _read_corpora(
-    settings: config.Config, tokens: Tokens, model: AcousticModel, run: Path | None, console: Console
-) -> tuple[Corpus, Corpus]:
-    """The training and dev corpora, decoded; what is skipped is listed in the run folder, if one is given."""
-    geometry = {"receptive_field": model.receptive_field, "frame_shift": model.frame_shift}
-    train_set = Corpus(settings.data.train, tokens, settings, training=True, **geometry)
-    dev_set = Corpus([settings.data.dev], tokens, settings, training=False, **geometry)
-    for name, corpus in (("train", train_set), ("dev", dev_set)):
-        hidden = not console.is_terminal
-        with Progress(console=console, transient=True, disable=hidden, redirect_stdout=False) as bar:
-            task = bar.add_task(f"decoding {name} audio", total=len(corpus.examples))
-            corpus.decode(partial(bar.advance, task), *launch.place())
-        hours = sum(example.duration_s for example in corpus.examples) / 3600
-        note = f"; {_list_skipped(corpus, name, run)}" if corpus.skipped and run else ""
-        console.print(
-            f"{name}: {len(corpus.examples)} utterances, {hours:.2f} hours{note}", highlight=False, soft_wrap=True
-        )
-        if not corpus.examples:
-            first = corpus.skipped[0]
-            raise TrainingError(
-                f"{name}: none of {len(corpus.skipped)} utterances can be used; the first, {first.id}: {first.reason}"
-            )
-    return train_set, dev_set
-
-
-def _list_skipped(corpus: Corpus, name: str, run: Path) -> str:
-    """Write which utterances cannot be used, and why; returns what to say of it."""
-    path = run / f"skipped_{name}.jsonl"
-    lines = (json.dumps({"id": skip.id, "reason": skip.reason}, ensure_ascii=False) for skip in corpus.skipped)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return f"{len(corpus.skipped)} skipped, listed with reasons in {path}"
-
-
-def _best(history: Sequence[Mapping[str, float]]) -> int:
-    return history.index(best(history))
-
-
 def _epochs_since_best(values: Sequence[float]) -> int:
     return len(values) - 1 - min(range(len(values)), key=values.__getitem__) if values else 0
-
-
-def _half_cosine(x: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * x))
-
-
-def _not_finite(what: str, ids: Sequence[str], step: int) -> str:
-    return (
-        f"the {what} at step {step} is not finite; utterances: {', '.join(ids)}. Listen to them and run asr doctor; "
-        "if they are sound, lower optimiser.lr or optimiser.clip_norm"
-    )
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Within it, the first Ctrl-C, SIGTERM or SIGHUP (a lost terminal) asks to stop after the step; the second stops now."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    try:
-        # What is ignored stays so: nohup means to outlive its terminal.
-        numbers = [number for number in launch.STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        old = {number: signal.signal(number, ask) for number in numbers}
-    except ValueError:  # not in the main thread: signals stay as they are
-        old = {}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-__all__ = ["Outcome", "TrainingError", "evaluate", "gradient_norms", "rate", "train"]

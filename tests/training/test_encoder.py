@@ -17,7 +17,7 @@ from torch import Tensor
 from asr import Recognizer, audio
 from asr.models import onnxfile
 from asr.models.network import ModelError, Network
-from asr.training import checkpoint, config, encoder, export, features, loop, warm
+from asr.training import checkpoint, config, encoder, export, features, run, warm
 from asr.training.model import AcousticModel
 
 WIDTH, BLOCKS = 128, 2
@@ -82,7 +82,7 @@ def read(folder: Path) -> encoder.Encoder:
 def settings_of(folder: Path, **sections: Any) -> config.Config:
     network = {"encoder": str(folder), "hidden": 8, "layers": 2, "dropout": 0.0, **sections.pop("network", {})}
     tree = {"name": "t", "data": {"train": ["a"], "dev": "b", "alphabet": " abc"}, "network": network, **sections}
-    return loop.with_encoder(config.parse(tree, "test"))
+    return run.with_encoder(config.parse(tree, "test"))
 
 
 def model_of(folder: Path, **sections: Any) -> tuple[AcousticModel, config.Config]:

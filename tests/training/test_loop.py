@@ -20,14 +20,16 @@ import torch
 import yaml
 from rich.console import Console
 
+from asr import terminal
 from asr.manifest import ManifestError, Utterance, write
 from asr.metrics import Scored
 from asr.training import augment, checkpoint, config, loop, plots
 from asr.training.data import Batch, Corpus, Item
 from asr.training.launch import TrainingError
 from asr.training.log import Log
-from asr.training.loop import rate
 from asr.training.model import Network
+from asr.training.schedule import rate
+from asr.training.updates import batches_of_updates
 
 TONES_HZ = {"a": 400, "b": 1100, "c": 2600}
 TEXTS = ["a", "b", "c", "ab", "bc", "ca", "abc", "cab", "bca", "acb", "cba", "bac", "aba", "bcb", "cac", "babc"]
@@ -408,7 +410,7 @@ def test_resuming_a_finished_training_changes_nothing(
     chosen, run = settings(epochs=1), tmp_path / "run"
     first = train(chosen, run)
     before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
-    monkeypatch.setattr(loop._Session, "_update", lambda *_, **__: pytest.fail("a step was taken"))
+    monkeypatch.setattr(loop.Training, "_update", lambda *_, **__: pytest.fail("a step was taken"))
     assert train(chosen, run, resume=True) == first
     after = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
     assert before == after
@@ -545,7 +547,7 @@ def script(monkeypatch: pytest.MonkeyPatch, no_plots: None) -> Callable[..., Non
             state = cers[min(call, len(cers) - 1)]
             return [Scored(str(state), "a b", "a b")], losses[min(call, len(losses) - 1)]
 
-        monkeypatch.setattr(loop._Session, "evaluate", evaluate)
+        monkeypatch.setattr(loop.Training, "evaluate", evaluate)
         monkeypatch.setattr(loop, "rates", lambda scored: (float(scored[0].id), float(scored[0].id)))
 
     return follow
@@ -655,7 +657,7 @@ def test_spec_augment_waits_for_its_threshold(
 ) -> None:
     script(cers=[1.0, 0.7, 0.69, 0.9])
     masked: list[int] = []
-    real, real_step = augment.spec_augment, loop._Session._update
+    real, real_step = augment.spec_augment, loop.Training._update
     epoch = -1
 
     def step(session: Any, *arguments: Any) -> None:
@@ -667,7 +669,7 @@ def test_spec_augment_waits_for_its_threshold(
         masked.append(epoch)
         return real(features, settings)
 
-    monkeypatch.setattr(loop._Session, "_update", step)
+    monkeypatch.setattr(loop.Training, "_update", step)
     monkeypatch.setattr(augment, "spec_augment", spec_augment)
     train(settings(epochs=5, augment__spec_augment__start_cer=0.7), tmp_path / "run")
     assert masked == [3] * 4 + [4] * 4  # 4 steps an epoch; once on, it stays on; never in evaluation
@@ -703,7 +705,7 @@ def test_moving_average_of_the_weights(
 ) -> None:
     history: list[dict[str, torch.Tensor]] = []
     evaluated: list[torch.Tensor] = []
-    real, real_evaluate = loop._Session._update_ema, loop._Session.evaluate
+    real, real_evaluate = loop.Training._update_ema, loop.Training.evaluate
 
     def weights(session: Any) -> dict[str, torch.Tensor]:
         return {name: value.clone() for name, value in session.model.state_dict().items()}
@@ -716,8 +718,8 @@ def test_moving_average_of_the_weights(
         evaluated.append(weights(session)["network.output.1.weight"])
         return real_evaluate(session, corpus)
 
-    monkeypatch.setattr(loop._Session, "_update_ema", update)
-    monkeypatch.setattr(loop._Session, "evaluate", evaluate)
+    monkeypatch.setattr(loop.Training, "_update_ema", update)
+    monkeypatch.setattr(loop.Training, "evaluate", evaluate)
     chosen = settings(epochs=1, ema=0.3, network__norm="batch")
     train(chosen, tmp_path / "run")
     ema = checkpoint.load(tmp_path / "run" / "epoch-0001.safetensors")[0]
@@ -905,7 +907,7 @@ def test_out_of_memory_says_what_to_lower(
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
 
-    monkeypatch.setattr(loop._Session, "_losses", full)
+    monkeypatch.setattr(loop.Training, "_losses", full)
     with pytest.raises(
         TrainingError, match=r"out of memory on cpu at step 0: CUDA out of memory; lower batch\.seconds"
     ):
@@ -937,36 +939,6 @@ def test_recordings_are_not_needed_once_they_are_decoded(
     before = {path.name: path.stat().st_mtime_ns for path in decoded.iterdir()}
     assert train(chosen, tmp_path / "again").finished
     assert {path.name: path.stat().st_mtime_ns for path in decoded.iterdir()} == before
-
-
-@pytest.mark.usefixtures("no_plots")
-def test_checkpoints_and_settings_of_version_0_1(
-    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They counted the batches of each process, and limited the audio in memory."""
-    chosen, run = settings(epochs=2), tmp_path / "run"
-    count = 0
-
-    def interrupted() -> bool:
-        nonlocal count
-        count += 1
-        return count > 5
-
-    monkeypatch.setattr(loop, "_interruptible", lambda: nullcontext(interrupted))
-    assert not train(chosen, run).finished
-    tensors, state = checkpoint.load(run / "last.safetensors")
-    progress = state["progress"]
-    progress |= {"step_in_epoch": progress.pop("batch_in_epoch"), "world_size": 1}
-    state["config"]["data"] = state["config"]["data"] | {"cache_gb": 4.0}
-    state.pop("schema")
-    checkpoint.save(run / "last.safetensors", tensors, state)
-    resolved = yaml.safe_load((run / "config.yaml").read_text())
-    (run / "config.yaml").write_text(yaml.safe_dump(resolved | {"data": resolved["data"] | {"cache_gb": 4.0}}))
-    monkeypatch.undo()
-    assert train(chosen, run, resume=True).finished
-    assert train(chosen, tmp_path / "reference").finished
-    got, expected = (checkpoint.load(path / "model.safetensors")[0] for path in (run, tmp_path / "reference"))
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("contents", [None, "a: [", b"\xff\xfe\x00"])
@@ -1032,9 +1004,9 @@ def test_unknown_device(tmp_path: Path, settings: Callable[..., config.Config]) 
     ("planned", "done", "group"), [(8, 0, 2), (7, 0, 3), (1, 0, 4), (7, 4, 2), (7, 3, 4), (5, 5, 2)]
 )
 def test_updates_cover_what_is_left_of_an_epoch(planned: int, done: int, group: int) -> None:
-    updates = loop._updates(planned, done, group)
-    numbers = [number for update in updates for number in update]
-    assert all(len(update) == group for update in updates)
+    found = batches_of_updates(planned, done, group)
+    numbers = [number for update in found for number in update]
+    assert all(len(update) == group for update in found)
     assert numbers == list(range(done, done + len(numbers)))
     assert planned <= done + len(numbers) < planned + group or done == planned
 
@@ -1111,7 +1083,7 @@ def test_a_training_goes_on_with_another_number_of_processes(
         count += 1
         return count > 6  # in the middle of the second epoch
 
-    monkeypatch.setattr(loop, "_interruptible", lambda: nullcontext(interrupted))
+    monkeypatch.setattr(terminal, "asked_to_end", lambda: nullcontext(interrupted))
     assert not train(chosen, tmp_path / "run").finished
     monkeypatch.undo()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict(chosen)))

@@ -32,7 +32,7 @@ QUIET = Console(quiet=True)
 
 def prose() -> list[str]:
     """Some thousand words, some with digits and apostrophes."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     files = [*sorted(root.glob("asr/**/*.py")), *sorted(root.glob("tests/*.py"))]
     lines = (english(line) for file in files for line in file.read_text(encoding="utf-8").splitlines())
     wanted = set(ALPHABET)

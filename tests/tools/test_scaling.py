@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-TOOL = Path(__file__).parent.parent / "tools" / "scaling"
+TOOL = Path(__file__).parents[2] / "tools" / "scaling"
 scaling = SimpleNamespace(**run_path(str(TOOL)))
 # 100 h are 4000 batches of 90 s, of which 4 processes average 8 at a time: 500 updates of 2 batches each.
 JOB = scaling.Job(

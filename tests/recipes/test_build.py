@@ -12,7 +12,7 @@ import pytest
 
 from asr.training import config
 
-RECIPE = Path(__file__).parent.parent / "recipes/english"
+RECIPE = Path(__file__).parents[2] / "recipes/english"
 HELD_OUT = {"dev", "test_common_voice", "test_speechocean762", "test_librispeech"}
 
 

@@ -30,7 +30,7 @@ from asr.corpus import CorpusError, Recording, download
 from asr.text import letters
 from asr.training import config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 Done = subprocess.CompletedProcess[str]
 

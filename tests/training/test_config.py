@@ -7,7 +7,7 @@ import yaml
 from asr.training import config
 from asr.training.config import Config, ConfigError
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*/config.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/config.yaml"))
 LEAST: dict[str, Any] = {"name": "mine", "data": {"train": ["train.jsonl"], "dev": "dev.jsonl"}}
 
 

@@ -18,7 +18,7 @@ from asr.corpus import Recording
 from asr.recognizer import Recognizer
 from asr.stream import Endpoint, Final, Partial
 
-sys.path.append(str(Path(__file__).parent.parent / "tools"))
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
 import bench_english as bench
 
 

@@ -20,7 +20,7 @@ from asr import audio, manifest
 from asr.cli import app
 from asr.corpus import download
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "librispeech"
+RECIPE = Path(__file__).parents[2] / "recipes" / "librispeech"
 SAID = (("7_jackson_0.wav", "SEVEN"), ("3_nicolas_0.wav", "THREE"))
 TINY = ["network.layers=1", "network.hidden=32", "network.conv_channels=4", "epochs=2", "ema=0", "average=null"]
 TINY += ["batch.seconds=20", "precision=32-true", "optimiser.lr=0.002", "features.n_mels=40"]
