@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from asr.errors import AsrError
+from asr.files import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -172,15 +173,6 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
     if os.path.exists(output) and not overwrite:  # noqa: PTH110 (Path.exists raises where a name is too long)
         raise AsrError(f"{output}: the file exists already; use --overwrite, or name another")
     make_folder(output.parent)
-
-
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AsrError(
-            f"{folder}: expected a folder to write to, got: {error.strerror}; name another, or change its mode"
-        ) from None
 
 
 @contextmanager

@@ -861,16 +861,17 @@ def test_other_batches_go_on_where_the_epoch_was(
     tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(100))
-    monkeypatch.setattr(loop, "_interruptible", lambda: nullcontext(lambda: next(calls) > 4))  # in the second epoch
+    monkeypatch.setattr(terminal, "asked_to_end", lambda: nullcontext(lambda: next(calls) > 4))  # in the second epoch
     assert not train(settings(epochs=2), tmp_path / "run").finished
     done = checkpoint.load(tmp_path / "run/last.safetensors")[1]["progress"]["batch_in_epoch"]
     assert done in (2, 3)  # of 4
     starts: list[tuple[int, int]] = []
-    updates = loop._updates
     monkeypatch.setattr(
-        loop, "_updates", lambda planned, done, group: starts.append((planned, done)) or updates(planned, done, group)
+        loop,
+        "batches_of_updates",
+        lambda planned, done, group: starts.append((planned, done)) or batches_of_updates(planned, done, group),
     )
-    monkeypatch.setattr(loop, "_interruptible", lambda: nullcontext(lambda: False))
+    monkeypatch.setattr(terminal, "asked_to_end", lambda: nullcontext(lambda: False))
     assert train(settings(epochs=2, batch__max_utterances=2), tmp_path / "run", resume=True).finished
     assert starts == [(8, 2 * done)]
 
