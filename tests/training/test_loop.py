@@ -1139,9 +1139,9 @@ def test_some_batches_are_heard_in_parts(
     heard: list[tuple[bool, tuple[int, int] | None]] = []
     forward = Network.forward
 
-    def watched(self: Network, x: Any, lengths: Any = None, chunk: tuple[int, int] | None = None) -> Any:
+    def watched(self: Network, x: Any, lengths: Any = None, chunk: tuple[int, int] | None = None, left: int = 0) -> Any:
         heard.append((self.training, chunk))
-        return forward(self, x, lengths, chunk)
+        return forward(self, x, lengths, chunk, left)
 
     monkeypatch.setattr(Network, "forward", watched)
     chosen = settings(stream__share=0.5, stream__chunk_s=[0.1, 0.2], stream__right_context_s=[0.02, 0.06], epochs=8)
