@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from asr import audio, manifest, metrics
-from asr.decoding import ctc
 from asr.decoding.decoder import Decoder
 from asr.decoding.fusion import Decoding
 from asr.decoding.tuning import Example
@@ -65,7 +64,7 @@ def decode(arguments: argparse.Namespace) -> None:
                   f"without LM {ratios[1]:.2f} x that of its lexicon-free one")  # fmt: skip
     if arguments.chart:
         _widths(tokens, lm, decoding, test, arguments.chart)
-    _lengths(tokens, lm, decoding, test, recognizer.frame_shift_s)
+    _lengths(Decoder(tokens, beam=32, lm=lm, decoding=decoding), test, recognizer.frame_shift_s, arguments.seconds)
 
 
 def _examples(recognizer: Recognizer, path: Path, limit: int) -> list[Example]:
@@ -184,14 +183,13 @@ def _widths(tokens: Tokens, lm: NgramModel, decoding: Decoding, test: Sequence[E
     figure.savefig(path, dpi=120)
 
 
-def _lengths(tokens: Tokens, lm: NgramModel, decoding: Decoding, test: Sequence[Example], shift_s: float) -> None:
+def _lengths(decoder: Decoder, test: Sequence[Example], shift_s: float, lengths_s: Sequence[int]) -> None:
     """Cost of one search as the audio grows, nothing cut."""
     joined = np.concatenate([example.parts[0] for example in test])
     print("\naudio, decoded in one piece with beam 32 + LM: microseconds a frame")
-    for seconds in (10, 60, 600, 3600):
+    for seconds in lengths_s:
         frames = np.resize(joined, (round(seconds / shift_s), joined.shape[1]))
-        search = ctc.BeamSearch(len(tokens), 32, Decoder(tokens, lm=lm, decoding=decoding).scorers,
-                                token_floor=-8.0, score_range=20.0)  # fmt: skip
+        search = decoder.search()
         started = time.perf_counter()
         search.advance(frames)
         search.hypotheses()

@@ -1,6 +1,7 @@
 """tools/bench live: what a stream costs in errors, time and memory."""
 
 import argparse
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ def live(arguments: argparse.Namespace) -> None:
         points.append((chunk_s + context_s, first, final))
         print(
             f"| {chunk_s} + {context_s} | {chunk_s + context_s:.2f} | {first:.2f} % | "
-            f"{100 * (first / whole - 1):+.1f} % | {final:.2f} % |",
+            f"{f'{100 * (first / whole - 1):+.1f} %' if whole else '-'} | {final:.2f} % |",
             flush=True,
         )
     if arguments.chart:
@@ -136,7 +137,7 @@ def _real_time(recognizer: Recognizer, waveforms: list[np.ndarray], minutes: flo
                 shown.clear()
     busy = time.process_time() - busy
     heard_s = len(samples) / audio.SAMPLE_RATE
-    median, most = np.percentile(latencies, [50, 95])
+    median, most = np.percentile(latencies, [50, 95]) if latencies else (math.nan, math.nan)
     print(
         f"\n{heard_s / 60:.1f} minutes at real time, from a word's end to its place on the screen: {len(latencies)} words, "
         f"median {median:.2f} s, 95th percentile {most:.2f} s; {len(late)} more words came with the final text; "

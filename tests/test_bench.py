@@ -1,0 +1,93 @@
+"""Every bench runs: on one utterance, with figures that say little."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import yaml
+from conftest import DATA
+
+from asr.lm import kneserney
+from asr.manifest import Utterance, write
+
+TOOLS = Path(__file__).parent.parent / "tools"
+DIGITS, SEVEN = DATA / "connected_digits.flac", DATA / "7_jackson_0.wav"
+
+
+@pytest.fixture(autouse=True)
+def tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import bench_english
+
+    monkeypatch.setattr(bench_english, "COLD_STARTS", 1)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    write(tmp_path / "test.jsonl", [Utterance(DIGITS, soundfile.info(DIGITS).duration, "five seven nine zero")])
+    return tmp_path / "test.jsonl"
+
+
+@pytest.fixture
+def lm(tmp_path: Path) -> Path:
+    kneserney.train(["five seven nine zero", "one two three"], order=2).save(tmp_path / "digits.lm")
+    return tmp_path / "digits.lm"
+
+
+def bench(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
+    monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
+    runpy.run_path(str(TOOLS / "bench"), run_name="__main__")
+    return capfd.readouterr().out
+
+
+def test_transcribe(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], manifest: Path) -> None:
+    said = bench(monkeypatch, capfd, "transcribe", manifest, "digits", "--random", "5 M", "--peer-limit", 1)
+    rows = [line.split(" | ") for line in said.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[1:]] == ["| 5 M", "| 5 M float32", "| digits"]
+    assert rows[-1][-1] == "0.0% |"
+    assert re.search(r"two processes: [\d.]+ x the speed of one", said)
+
+
+def test_decode_and_hotwords(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], manifest: Path, lm: Path
+) -> None:
+    options = ("--lm", lm, "--dev", manifest, "--beams", 4, "--seconds", 1)
+    said = bench(monkeypatch, capfd, "decode", manifest, "digits", *options)
+    assert "| beam 4 + LM | 0.00% | 0.00% |" in said
+    said = bench(monkeypatch, capfd, "hotwords", manifest, "digits", "--lm", lm, "--words", 1, "--weights", 0, 2)
+    assert "| 2 | 1 of 1 | 0 | 0.00% |" in said
+
+
+def test_live_day_and_long(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], manifest: Path, lm: Path
+) -> None:
+    said = bench(monkeypatch, capfd, "live", manifest, "digits", "--minutes", 0.01)
+    assert "whole utterances: WER 0.00 %" in said
+    assert re.search(r"\| 2.56 \+ 1.28 \| 3.84 \| [\d.]+ % \| - \| 0.00 % \|", said)
+    assert "minutes at real time" in said
+    said = bench(monkeypatch, capfd, "day", manifest, "digits", "--hours", 0.003)
+    assert "2 times 6 s of recordings with pauses" in said
+    said = bench(monkeypatch, capfd, "long", manifest, "digits", "--hours", 0.002)
+    assert "2 recordings joined, greedy" in said
+    assert "WER joined 0.00%" in said
+
+
+def test_train_and_epoch(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], manifest: Path, tmp_path: Path
+) -> None:
+    tree = {
+        "name": "tiny",
+        "data": {"train": [str(manifest)], "dev": str(manifest)},
+        "features": {"n_mels": 20},
+        "network": {"conv_channels": 2},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    options = ("--shapes", "1x8", "--steps", 1, "--rounds", 2, "--threads", 1, "--device", "cpu")
+    assert "| 1x8, cpu |" in bench(monkeypatch, capfd, "train", tmp_path / "config.yaml", *options)
+    options = ("--hours", 0.01, "--shape", "1x8", "--threads", 1, "--device", "cpu", "--folder", tmp_path / "noise")
+    assert "hours" in bench(monkeypatch, capfd, "epoch", *options)
