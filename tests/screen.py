@@ -35,7 +35,7 @@ def run(
     columns: int = 80,
     redirect: str = "",
     interrupt_at: str = "",
-    timeout_s: float = 120,
+    timeout_s: float = 900,  # whatever else the machine does
 ) -> Seen:
     """`asr` with the arguments, in a folder, until it ends.
 
