@@ -12,7 +12,7 @@ from typing import Protocol
 
 # The limits that broadcasters and streaming services agree on, give or take.
 LINE_CHARS = 42
-CUE_CHARS = 2 * LINE_CHARS  # two lines
+LINES = 2
 CHARS_PER_S = 17.0  # what most people read with ease
 MIN_MS = 833  # 5/6 s: 20 frames of film
 MAX_MS = 7000
@@ -35,7 +35,7 @@ class TimedWord(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """One or two lines on screen from start_ms to end_ms. Whole milliseconds, as files have: no rounding to overlap."""
+    """The lines on screen from start_ms to end_ms. Whole milliseconds, as files have: no rounding to overlap."""
 
     start_ms: int
     end_ms: int
@@ -47,16 +47,16 @@ def milliseconds(time_s: float) -> int:
     return round(float(time_s) * 1000)
 
 
-def cues(words: Sequence[TimedWord]) -> list[Cue]:
+def cues(words: Sequence[TimedWord], line_chars: int = LINE_CHARS, max_lines: int = LINES) -> list[Cue]:
     """Words in order of time as subtitles; each word in exactly one.
 
-    A cue starts with its first word. It has at most two lines of LINE_CHARS (a longer word stands alone, whole), ends
+    A cue starts with its first word. It has at most max_lines of line_chars (a longer word stands alone, whole), ends
     at a pause of PAUSE_MS, and is on screen for MAX_MS at most. It stays for as long as its words last and reading
     takes (CHARS_PER_S, MIN_MS), or until GAP_MS before the next cue: what is said faster is shown faster.
 
     Of all ways to cut the words that keep these rules, the one of the lowest sum of `_Speech.cost` is taken.
     """
-    speech = _Speech(words)
+    speech = _Speech(words, line_chars, max_lines)
     n = len(words)
     best, first = [0.0] + [math.inf] * n, [0] * (n + 1)  # lowest cost of words[:j], and where its last cue starts
     for j in range(1, n + 1):
@@ -102,7 +102,8 @@ def vtt(cues: Iterable[Cue]) -> str:
 class _Speech:
     """The words as whole milliseconds and characters; words[i:j] is a cue or line that might be."""
 
-    def __init__(self, words: Sequence[TimedWord]) -> None:
+    def __init__(self, words: Sequence[TimedWord], line_chars: int = LINE_CHARS, max_lines: int = LINES) -> None:
+        self.line_chars, self.max_lines = line_chars, max_lines
         self.texts = [word.text for word in words]
         # Strictly increasing, so that every cue has at least a millisecond, even where words of no length coincide.
         self.starts: list[int] = []
@@ -128,8 +129,17 @@ class _Speech:
             return True
         if self.stretches[i] != self.stretches[j - 1] or self.ends[j - 1] - self.starts[i] > MAX_MS:
             return False
-        k = bisect_right(self.offsets, self.offsets[i] + LINE_CHARS + 1) - 1  # the first line, as full as it gets
-        return i < k and (j <= k or self.length(k, j) <= LINE_CHARS)
+        return self.rows(i, j) <= self.max_lines
+
+    def rows(self, i: int, j: int) -> float:
+        """The fewest lines that hold words[i:j]; infinite if a word among them is longer than a line."""
+        count = 0
+        while i < j:
+            k = bisect_right(self.offsets, self.offsets[i] + self.line_chars + 1) - 1  # a line, as full as it gets
+            if k == i:
+                return math.inf
+            i, count = k, count + 1
+        return count
 
     def cost(self, i: int, j: int) -> float:
         """Of words[i:j] as a cue: the flow it cuts, the pauses it spans, the reading time it lacks, its emptiness.
@@ -139,20 +149,22 @@ class _Speech:
         """
         reading = self.reading_ms(i, j)
         room = self.starts[j] - GAP_MS - self.starts[i] if j < len(self.texts) else reading
-        empty = max(0.0, 1 - self.length(i, j) / CUE_CHARS)
+        empty = max(0.0, 1 - self.length(i, j) / (self.max_lines * self.line_chars))
         return 2 * self._cut(j) + self.spanned[j - 1] - self.spanned[i] + max(0.0, 1 - room / reading) + empty**2
 
     def lines(self, i: int, j: int) -> tuple[str, ...]:
-        """A cue in one line, or in two: broken at a pause, and of like length; the upper is the shorter in doubt."""
-        if self.length(i, j) <= LINE_CHARS or j - i == 1:
+        """A cue in as few lines as hold it: broken at pauses, and of like length; the upper is the shorter in doubt."""
+        rows = self.rows(i, j)
+        if rows == 1 or j - i == 1:
             return (" ".join(self.texts[i:j]),)
+        share = self.length(i, j) / rows
 
         def badness(k: int) -> float:
-            return self._cut(k) + abs(self.length(i, k) - self.length(k, j)) / LINE_CHARS
+            return self._cut(k) + abs(self.length(i, k) - (self.length(k, j) if rows == 2 else share)) / self.line_chars
 
-        breaks = [k for k in range(i + 1, j) if max(self.length(i, k), self.length(k, j)) <= LINE_CHARS]
+        breaks = [k for k in range(i + 1, j) if self.length(i, k) <= self.line_chars and self.rows(k, j) == rows - 1]
         k = min(breaks, key=badness)
-        return " ".join(self.texts[i:k]), " ".join(self.texts[k:j])
+        return (" ".join(self.texts[i:k]), *self.lines(k, j))
 
     def _cut(self, j: int) -> float:
         """0 where words[j - 1] is followed by a long pause or nothing, 1 where by the next word at once.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -97,13 +99,33 @@ class Transcript:
             members.append(f'"alternatives": {_rows(map(_choices, self.alternatives))}')
         return "{\n  " + ",\n  ".join(members) + "\n}\n"
 
-    def to_srt(self) -> str:
-        """SubRip subtitles, cut and timed by asr.subtitles."""
-        return subtitles.srt(subtitles.cues(self.words))
+    def to_jsonl(self, name: str) -> str:
+        """A line for a file of many: a row of a manifest (see asr.manifest), with the words and their times besides."""
+        row = {"audio_filepath": name, "duration": round(float(self.duration_s), 3), "text": self.text}
+        words = [_times(word) | {"confidence": round(float(word.confidence), 3)} for word in self.words]
+        return _json(row | {"model": self.model, "words": words}) + "\n"
 
-    def to_vtt(self) -> str:
+    def to_srt(self, line_chars: int = subtitles.LINE_CHARS, max_lines: int = subtitles.LINES) -> str:
+        """SubRip subtitles, cut and timed by asr.subtitles."""
+        return subtitles.srt(subtitles.cues(self.words, line_chars, max_lines))
+
+    def to_vtt(self, line_chars: int = subtitles.LINE_CHARS, max_lines: int = subtitles.LINES) -> str:
         """WebVTT subtitles, cut and timed by asr.subtitles."""
-        return subtitles.vtt(subtitles.cues(self.words))
+        return subtitles.vtt(subtitles.cues(self.words, line_chars, max_lines))
+
+    def to_csv(self) -> str:
+        """A table of the segments for spreadsheets (RFC 4180): start_s, end_s, text, the lowest confidence of a word."""
+        file = io.StringIO(newline="")
+        table = csv.writer(file)
+        table.writerow(["start_s", "end_s", "text", "confidence"])
+        for part in self.segments:
+            least = min(word.confidence for word in part.words)
+            table.writerow([f"{part.start_s:.3f}", f"{part.end_s:.3f}", part.text, f"{least:.3f}"])
+        return file.getvalue()
+
+    def to_audacity(self) -> str:
+        """A label track for Audacity (File, Import, Labels): tabs between start, end and text of each segment."""
+        return "".join(f"{part.start_s:.3f}\t{part.end_s:.3f}\t{part.text}\n" for part in self.segments)
 
     def to_tsv(self) -> str:
         """A table of the segments, as Whisper writes it: tabs between start, end (whole milliseconds) and text."""
@@ -167,17 +189,20 @@ class Transcript:
         return "\n".join(lines) + "\n"
 
 
-# Format -> what writes it; the second argument is the recording's name, which a file of the format CTM holds.
+# Format -> what writes it; the second argument is the recording's name in CTM, its path in JSON lines.
 WRITERS: dict[str, Callable[[Transcript, str], str]] = {
     "txt": lambda transcript, _: transcript.to_txt(),
     "json": lambda transcript, _: transcript.to_json(),
+    "jsonl": Transcript.to_jsonl,
     "srt": lambda transcript, _: transcript.to_srt(),
     "vtt": lambda transcript, _: transcript.to_vtt(),
     "tsv": lambda transcript, _: transcript.to_tsv(),
+    "csv": lambda transcript, _: transcript.to_csv(),
+    "audacity": lambda transcript, _: transcript.to_audacity(),
     "ctm": Transcript.to_ctm,
     "textgrid": lambda transcript, _: transcript.to_textgrid(),
 }
-SUFFIXES = {name: f".{name}" for name in WRITERS} | {"textgrid": ".TextGrid"}
+SUFFIXES = {name: f".{name}" for name in WRITERS} | {"textgrid": ".TextGrid", "audacity": ".labels.txt"}
 
 
 def segments(words: Sequence[Word], max_gap_s: float = 0.8) -> tuple[Segment, ...]:

@@ -112,6 +112,16 @@ def test_lines_are_balanced_and_the_upper_is_the_shorter() -> None:
     assert cue.lines == ("we had not been told when the", "train to the north would leave")
 
 
+@pytest.mark.parametrize(("line_chars", "max_lines"), [(30, 1), (22, 3), (10, 7)])
+def test_other_widths_and_numbers_of_lines(line_chars: int, max_lines: int) -> None:
+    words = steady("we had not been told when the train to the north would leave", word_s=0.2)
+    found = cues(words, line_chars, max_lines)
+    assert all(len(cue.lines) <= max_lines and all(len(line) <= line_chars for line in cue.lines) for cue in found)
+    assert " ".join(line for cue in found for line in cue.lines) == " ".join(word.text for word in words)
+    if max_lines == 3:
+        assert [cue.lines for cue in found] == [("we had not been told", "when the train to", "the north would leave")]
+
+
 def test_a_line_breaks_at_a_pause() -> None:
     words = steady("when it rains we stay", word_s=0.2) + steady("and read the old books again", 2.0, 0.2)
     (cue,) = cues(words)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import html
+import io
 import json
 from itertools import pairwise
 
@@ -227,7 +228,7 @@ def test_textgrid_of_words_without_length_or_after_the_end() -> None:
 
 @pytest.mark.parametrize(
     ("output_format", "text"),
-    [("txt", "\n"), ("srt", ""), ("vtt", "WEBVTT\n"), ("tsv", "start\tend\ttext\n"), ("ctm", "")],
+    [("txt", "\n"), ("srt", ""), ("vtt", "WEBVTT\n"), ("tsv", "start\tend\ttext\n"), ("ctm", ""), ("audacity", "")],
 )
 def test_nothing_said_is_a_valid_file(output_format: str, text: str) -> None:
     assert WRITERS[output_format](Transcript("", (), 1.0, "m"), "name") == text
@@ -282,6 +283,15 @@ def test_every_format_reads_back(spoken: Transcript) -> None:
     assert [row["text"] for row in tsv] == [segment.text for segment in spoken.segments]
     assert [int(row["start"]) / 1000 for row in tsv] == near([segment.start_s for segment in spoken.segments])
     assert [int(row["end"]) / 1000 for row in tsv] == near([segment.end_s for segment in spoken.segments])
+
+    table = list(csv.DictReader(io.StringIO(files("csv"), newline="")))
+    assert [row["text"] for row in table] == [segment.text for segment in spoken.segments]
+    assert [float(row["start_s"]) for row in table] == near([segment.start_s for segment in spoken.segments])
+    labels = [line.split("\t") for line in files("audacity").splitlines()]
+    assert [label[2] for label in labels] == [segment.text for segment in spoken.segments]
+    assert [float(label[1]) for label in labels] == near([segment.end_s for segment in spoken.segments])
+    row = json.loads(files("jsonl"))
+    assert (row["audio_filepath"], row["text"], [word["text"] for word in row["words"]]) == ("name", spoken.text, texts)
 
     for captions in (
         [item.text for item in pysrt.from_string(files("srt"), error_handling=pysrt.ERROR_RAISE)],

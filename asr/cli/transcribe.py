@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from asr.cli import options
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
 
@@ -32,9 +33,16 @@ def transcribe(
     ],
     model: options.Model = "english",
     formats: Annotated[
-        str, typer.Option("--format", "-f", help="txt, srt, vtt, tsv, json, ctm, textgrid; several with commas.")
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help="txt, srt, vtt, tsv, csv, json, jsonl (a manifest), ctm, textgrid, audacity; several with commas.",
+        ),
     ] = "txt",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write files into this folder.")] = None,
+    line_width: Annotated[int, typer.Option("--max-line-width", help="Of srt and vtt: characters.", min=10)] = 42,
+    line_count: Annotated[int, typer.Option("--max-line-count", help="Of srt and vtt: lines at a time.", min=1)] = 2,
     beam: options.Beam = 128,
     lm: options.Lm = None,
     decoding: options.Weights = None,
@@ -61,6 +69,7 @@ def transcribe(
 
     from asr.cli import batch
     from asr.recognizer import Recognizer
+    from asr.transcript import WRITERS
 
     kinds = options.formats_of(formats)
     piped = inputs == ["-"]
@@ -74,17 +83,27 @@ def transcribe(
         (rate is not None and not piped, "--rate", "is for raw samples from a pipe: give - as the only input"),
         (piped and (recursive or jobs), "--recursive, --jobs", "a pipe is one recording"),
         (n_best > 1 and kinds != ["json"], "--n-best", "only the format json has room for it: -f json"),
+        (
+            (line_width, line_count) != (42, 2) and not {"srt", "vtt"} & set(kinds),
+            "--max-line-width, --max-line-count",
+            "are of subtitles: -f srt",
+        ),
         (n_best > beam, "--n-best", f"the beam of {beam} ends with no more texts than that: --beam {n_best}"),
     )
     settings = options.steering(model, beam, lm, decoding, hotwords, grammar, reject) | {
         "threads": threads,
         "n_best": n_best,
     }
+    subtitles = {
+        "srt": lambda transcript, _: transcript.to_srt(line_width, line_count),
+        "vtt": lambda transcript, _: transcript.to_vtt(line_width, line_count),
+    }
+    deliver = partial(_deliver, kind=kinds[0], overwrite=replace, writers=WRITERS | subtitles)
     started = perf_counter()
     recordings, nothing, others = (
         ({Path("stdin"): Path("stdin")}, [], []) if piped else batch.find(inputs, recursive=recursive)
     )
-    if output is None and len(recordings) > 1 and kinds[0] not in ("txt", "ctm"):
+    if output is None and len(recordings) > 1 and kinds[0] not in ("txt", "ctm", "jsonl"):
         raise typer.BadParameter(
             f"{kinds[0]} of {len(recordings)} recordings cannot be told apart on stdout: -o DIR", param_hint="--format"
         )
@@ -105,7 +124,9 @@ def transcribe(
                 terminal.note(f"{options.describe(recognizer)}, {counts} process{'es' * (most > 1)}")
                 options.note_unspelt(recognizer)
             if len(recordings) == 1:
-                text = _transcribe_one(todo[0], kinds[0], recognizer, piped, rate, replace, quiet, verbose)
+                text = _transcribe_one(
+                    todo[0], deliver, recognizer, piped, rate, quiet, verbose, live=kinds[0] == "txt"
+                )
                 if grammar and not text and not quiet:
                     terminal.note(f"{todo[0].path}: {_NO_SENTENCE}")
                 raise typer.Exit(1 if nothing else 0)
@@ -126,7 +147,7 @@ def transcribe(
                     raise attempt.result
                 audio_s += attempt.result.duration_s
                 prefix = f"{terminal.line(job.path)}\t" if len(recordings) > 1 and kinds == ["txt"] else ""
-                _deliver(attempt.result, job, kinds[0], replace, prefix)
+                deliver(attempt.result, job, prefix)
                 if verbose:
                     terminal.note(_told(job.path, attempt.result, attempt.seconds))
                 if grammar and not attempt.result.text and not quiet:
@@ -150,16 +171,18 @@ def transcribe(
 
 def _transcribe_one(
     job: Job,
-    kind: str,
+    deliver: Callable[[Transcript, Job], None],
     recognizer: Recognizer,
     piped: bool,
     rate: int | None,
-    overwrite: bool,
     quiet: bool,
     verbose: bool,
+    *,
+    live: bool,
 ) -> str:
-    """One recording, to the job's outputs or in one format to stdout; text goes there as soon as it is recognised.
+    """One recording, to the job's outputs or in one format to stdout.
 
+    live:    text on stdout goes there as soon as it is recognised.
     returns: all of its text.
     """
     from time import perf_counter
@@ -186,14 +209,14 @@ def _transcribe_one(
                 raise
             broken.append(error)  # what came before it is worth having
 
-    live = _Text() if kind == "txt" and not job.outputs else None
+    text = _Text() if live and not job.outputs else None
     started = perf_counter()
     with terminal.progress(terminal.stderr(quiet), "{task.fields[heard]}") as bar:
         task = bar.add_task("transcribing", total=total_s, heard="")
 
-        def progress(text: str, end_s: float) -> None:
-            if live is not None:
-                live.add(text)
+        def progress(said: str, end_s: float) -> None:
+            if text is not None:
+                text.add(said)
             heard = terminal.clock(end_s) + (f" of {terminal.clock(total_s)}" if total_s else "")
             bar.update(task, completed=end_s, heard=heard)
 
@@ -202,13 +225,13 @@ def _transcribe_one(
             if broken and not transcript.duration_s:
                 raise broken[0]
         except BaseException:
-            if live is not None:
-                live.end(broken=True)
+            if text is not None:
+                text.end(broken=True)
             raise
-    if live is not None:
-        live.end()
+    if text is not None:
+        text.end()
     else:
-        _deliver(transcript, job, kind, overwrite)
+        deliver(transcript, job)
     if verbose:
         terminal.note(_told(job.path, transcript, perf_counter() - started))
     if broken:
@@ -234,17 +257,27 @@ class _Text:
             terminal.show("\n")
 
 
-def _deliver(transcript: Transcript, job: Job, kind: str, overwrite: bool, prefix: str = "") -> None:
+def _deliver(
+    transcript: Transcript,
+    job: Job,
+    prefix: str = "",
+    *,
+    kind: str,
+    overwrite: bool,
+    writers: Mapping[str, Callable[[Transcript, str], str]],
+) -> None:
     """Write a transcript to the job's outputs; without any, print it in one format, after the prefix."""
     from asr.files import make_folder, write
-    from asr.transcript import WRITERS
 
-    name = terminal.line(job.path.stem)
+    def written(kind: str) -> str:
+        path = job.path if kind != "jsonl" or job.path == Path("stdin") else job.path.absolute()
+        return writers[kind](transcript, terminal.line(path if kind == "jsonl" else path.stem))
+
     for output_kind, target in job.outputs.items():
         make_folder(target.parent)
-        write(target, WRITERS[output_kind](transcript, name), overwrite=overwrite)
+        write(target, written(output_kind), overwrite=overwrite)
     if not job.outputs:
-        terminal.show(prefix + WRITERS[kind](transcript, name))
+        terminal.show(prefix + written(kind))
 
 
 def _told(path: Path, transcript: Transcript, seconds: float) -> str:
