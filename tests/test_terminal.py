@@ -141,7 +141,8 @@ def test_commands_in_a_terminal_and_in_a_pipe(name: str, place: Path, request: p
     assert seen.status == case.status, seen.text
     assert seen.cursor
     assert "Traceback" not in seen.text
-    assert not re.search("[━╸╺]", seen.text)  # no bar is left
+    if name not in ("train", "adapt"):  # whose bar stays, with what was reached
+        assert not re.search("[━╸╺]", seen.text)
     for pattern in filter(None, (case.on_stdout, case.on_stderr)):
         assert re.search(pattern, seen.text, re.MULTILINE), seen.text
     if case.on_stdout and name != "adapt":  # which makes its folder once
