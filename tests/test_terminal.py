@@ -40,7 +40,7 @@ COMMANDS = {
     "align": Case("-m digits {digits} text.txt", '^ +text = "seven"$'),
     "live": Case("-m digits --from {digits} --speed 0", "five seven nine zero$", "^listening to connected_digits.flac"),
     "train": Case("config.yaml --run other --device cpu", "", "^finished: dev WER "),
-    "adapt": Case("run dev.jsonl -o adapted epochs=1 --device cpu", "^held out", "^finished: dev WER "),
+    "adapt": Case("run dev.jsonl -o adapted --dev dev.jsonl epochs=1 --device cpu", "^held out", "^finished: dev WER "),
     "evaluate": Case("digits dev.jsonl", "^WER +.* %", "^decoded at "),
     "report": Case("run -o report.html --device cpu", "", "report.html: .* open it in a browser$"),
     "export": Case("run -o run.onnx", "", "^run.onnx: .* MB$"),

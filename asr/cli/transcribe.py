@@ -161,7 +161,7 @@ def transcribe(
     if recordings and len(skipped) == len(recordings) and not quiet:
         terminal.note(f"{output}: has the texts of all {len(skipped)} recordings already; --overwrite makes them again")
     elif len(recordings) > 1 and todo and not quiet:
-        counts = f"{done} of {len(recordings)} recordings, {audio_s / 3600:.2f} h of audio"
+        counts = f"{done} of {len(recordings)} recordings, {terminal.clock(audio_s)} of audio"
         notes = [f"{len(skipped)} skipped"] * bool(skipped) + [f"{failed} failed, see above"] * bool(failed)
         spent = perf_counter() - started
         terminal.note("; ".join([f"{counts} in {spent:.1f} s, {audio_s / spent:.0f} x real time", *notes]))

@@ -85,6 +85,8 @@ article{border:1px solid var(--line);border-radius:.4rem;padding:.2rem 1rem 1rem
 .aligned{display:flex;flex-wrap:wrap;gap:.2rem .5rem}.aligned span{display:grid;min-height:4.2em;text-align:center}
 .aligned .error{color:var(--error);background:var(--soft);padding:0 .3rem;border-radius:.2rem}
 .aligned b,.aligned i{font-style:normal;font-weight:400}.aligned .error i{font-weight:700}
+@media(max-width:40rem){body{padding:.5rem}article{padding:.2rem .5rem .6rem}th,td{padding-right:.5rem}
+.facts th,.scroll table{white-space:normal}}
 """
 # Sorts by the column that is clicked; cells that start with a number by the number.
 _SCRIPT = """
@@ -319,18 +321,48 @@ def _gradients(known: _Run) -> str:
     extent = (x[0], x[-1] + 1, len(layers) - 0.5, -0.5)
     picture = each.imshow(np.maximum(norms, 1e-12), aspect="auto", cmap="viridis", norm="log", extent=extent)
     each.set(xlabel="step", title="Gradient norm by layer")
-    each.set_yticks(range(len(layers)), layers, fontsize=8)
+    each.set_yticks(range(len(layers)), _layer_names(layers), fontsize=8)
     each.grid(visible=False)
     each.figure.colorbar(picture, format="{x:g}").minorformatter = LogFormatter()
     return _grid("Gradients", whole, each)
 
 
+def _layer_names(layers: Sequence[str]) -> list[str]:
+    """The log's names of layers in words, counted from 1."""
+    convolutions = [layer for layer in layers if layer.startswith("conv.")]
+    names = []
+    for layer in layers:
+        kind, *rest = layer.split(".")
+        if kind == "conv":
+            names.append(f"convolution {1 + convolutions.index(layer)}")
+        elif kind == "layers" and rest[1:2] == ["directions"]:
+            names.append(f"layer {1 + int(rest[0])}, {('forward', 'backward')[int(rest[2])]}")
+        elif kind == "layers":
+            names.append(f"layer {1 + int(rest[0])}, norm and projection")
+        else:
+            outputs = [other for other in layers if other.startswith(f"{kind}.")]
+            names.append(kind if layer == max(outputs, default=layer) else f"{kind}, norm")
+    return [layer if names.count(name) > 1 else name for layer, name in zip(layers, names, strict=True)]
+
+
+def _told_apart(names: Sequence[str], width: int) -> list[str]:
+    """Names shortened to so many characters; those that would be the same are numbered instead."""
+    short = [name if len(name) <= width else name[: width - 1] + "…" for name in names]
+    return [
+        name if short.count(name) == 1 else f"{number}: {name[: width - 4]}…"
+        for number, name in enumerate(short, start=1)
+    ]
+
+
 def _errors(report: metrics.Report, scored: Sequence[metrics.Scored]) -> str:
     by_length = np.array(sorted(scored, key=lambda one: one.duration_s), dtype=object)
-    lengths, names, rates = _axes(), [], []
-    for group in np.array_split(by_length, min(8, len(by_length))):
+    groups = np.array_split(by_length, min(8, len(by_length)))
+    lengths, names, rates = _axes(), list[str](), []
+    for digits in (1, 2, 3):  # as many as tell the bars apart
+        if len(set(names)) < len(groups):
+            names = [f"{group[0].duration_s:.{digits}f}–{group[-1].duration_s:.{digits}f}" for group in groups]
+    for group in groups:
         errors = metrics.word_errors([one.reference for one in group], [one.hypothesis for one in group])
-        names.append(f"{group[0].duration_s:.1f}–{group[-1].duration_s:.1f}")
         rates.append(errors.rate)
     _bars(lengths, rates)
     lengths.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=9)
@@ -341,7 +373,7 @@ def _errors(report: metrics.Report, scored: Sequence[metrics.Scored]) -> str:
         names = [_speaker(one) for one in report.speakers]
         speakers = _axes()
         _bars(speakers, [one.words.rate for one in report.speakers])
-        labels = [name if len(name) <= 10 else name[:9] + "…" for name in names] if len(names) <= 30 else []
+        labels = _told_apart(names, 10) if len(names) <= 30 else []
         speakers.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=8)
         speakers.set(xlabel="speaker, worst first", ylabel="%", title=f"WER by speaker: {len(names)} speakers")
         pictures.append(speakers)

@@ -426,3 +426,17 @@ def test_without_librosa_it_is_said_how_to_get_it(
     said = command("report", finished, "-o", tmp_path / "page.html")
     assert "this command needs librosa, which is not installed" in said
     assert "pip install '.[plots]'" in said
+
+
+def test_layers_and_bars_are_named_apart() -> None:
+    layers = ["conv.0", "conv.2", "layers.0", "layers.0.directions.0", "layers.0.directions.1", "output.0", "output.1"]
+    assert report._layer_names(layers) == [
+        "convolution 1",
+        "convolution 2",
+        "layer 1, norm and projection",
+        "layer 1, forward",
+        "layer 1, backward",
+        "output, norm",
+        "output",
+    ]
+    assert report._told_apart(["a long speaker 1", "a long speaker 2", "me"], 10) == ["1: a long…", "2: a long…", "me"]
