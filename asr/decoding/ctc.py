@@ -10,7 +10,7 @@ Everywhere log_probs is (T, V) float32, natural log; sums run in float64, so tha
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from asr.tokens import BLANK
 
 _NEVER = -np.inf  # log 0
 _LOG_PROB_SLACK = 1e-3  # how far above log 1 rounding may carry a log-probability
+_NOWHERE = -1
 _SPARE_NODES = 1024  # dead prefixes that may pile up before they are cleared away
 
 
@@ -160,7 +161,7 @@ class BeamSearch:
         self._scorers = tuple(scorers)
         self._token_floor = token_floor
         self._score_range = score_range
-        self._trie = _Trie()
+        self._trie = _Trie(n_tokens)
         # One entry a prefix, all (up to beam,). No frame yet: only the empty prefix, and nothing that a token could
         # repeat, which is how things stand after a blank.
         self._total = np.zeros(1)
@@ -171,6 +172,7 @@ class BeamSearch:
         self._parent = np.array([_Trie.NONE])
         self._gain = np.zeros(1)  # what the scorers have added so far
         self._states = [np.array([scorer.start]) for scorer in self._scorers]
+        self._place = np.full(1, _NOWHERE)  # of each node of the trie in the beam, while it is asked for
 
     def advance(self, log_probs: np.ndarray) -> None:
         """Take the next frames, (T, V) float32, natural log; T may be 0. raises: CtcError, with nothing taken."""
@@ -225,58 +227,83 @@ class BeamSearch:
 
         tokens: (K,) those that prefixes may grow by, ascending.
         """
-        last = self._last
+        last, chances = self._last, frame[tokens]
         stay_blank = self._total + frame[BLANK]
-        stay_token = self._ends_token + frame[last]
+        stay_token = self._ends_token + frame.take(last)
 
         # Row: prefix. Column 0: it stays. Column k: it grows by tokens[k - 1].
-        grown = self._total[:, None] + frame[tokens]
-        column = np.minimum(np.searchsorted(tokens, last), len(tokens) - 1)
-        again = np.flatnonzero(tokens[column] == last)
-        grown[again, column[again]] = self._ends_blank[again] + frame[last[again]]
+        grown = self._total[:, None] + chances
+        column_of = np.full(len(frame), _NOWHERE)
+        column_of[tokens] = np.arange(len(tokens))
+        column = column_of.take(last)
+        again = (column >= 0).nonzero()[0]
+        column = column[again]
+        grown[again, column] = self._ends_blank[again] + chances[column]
 
         # Merge. Equal prefixes have equal nodes, so `child` is an extension of `row` if its parent is row's node.
-        child, row = np.nonzero(self._parent[again, None] == self._node)
-        child = again[child]
-        stay_token[child] = np.logaddexp(stay_token[child], grown[row, column[child]])
-        grown[row, column[child]] = _NEVER
+        row = self._rows_of(self._parent[again])
+        held = (row >= 0).nonzero()[0]
+        child, row, column = again[held], row[held], column[held]
+        stay_token[child] = np.logaddexp(stay_token[child], grown[row, column])
+        grown[row, column] = _NEVER
 
         stay = np.logaddexp(stay_blank, stay_token)
-        gains = np.zeros_like(grown)
-        for scorer, states in zip(self._scorers, self._states, strict=True):
-            gains += scorer.scores(states, tokens)
-        ranks = np.concatenate([stay[:, None], grown + gains], axis=1) + self._gain[:, None]
-        scores = ranks.ravel()
-        kept = _top(scores, self._beam)
-        if self._score_range < np.inf:
-            chosen = scores[kept]
-            kept = kept[chosen >= chosen.max(initial=_NEVER) - self._score_range]
+        ranks = np.empty((len(last), len(tokens) + 1))
+        ranks[:, 0] = stay
+        ranks[:, 1:] = grown
+        gains = np.zeros(0)
+        for index, (scorer, states) in enumerate(zip(self._scorers, self._states, strict=True)):
+            more = scorer.scores(states, tokens)
+            gains = gains + more if index else more
+        if self._scorers:
+            ranks[:, 1:] += gains
+        ranks += self._gain[:, None]
+
+        # What ranks below `beam` others, or too far below the best, need not be sorted.
+        floor = ranks.max(initial=_NEVER) - self._score_range
+        if len(last) == self._beam:
+            floor = max(floor, ranks[:, 0].min())
+        scores = ranks.reshape(-1)
+        kept = (scores >= floor if floor > _NEVER else scores > _NEVER).nonzero()[0]
+        if len(kept) > self._beam:
+            kept = kept[_top(scores[kept], self._beam)]
         row, column = np.divmod(kept, len(tokens) + 1)
 
-        new = np.flatnonzero(column)
+        new = column.nonzero()[0]
         grew, by = row[new], column[new] - 1
-        self._total = stay[row]
-        self._ends_blank = stay_blank[row]
-        self._ends_token = stay_token[row]
-        self._last = last[row]
-        self._parent = self._parent[row]
-        self._gain = self._gain[row]
-        self._states = [states[row] for states in self._states]
+        self._total = stay.take(row)
+        self._ends_blank = stay_blank.take(row)
+        self._ends_token = stay_token.take(row)
+        self._last = last.take(row)
+        self._parent = self._parent.take(row)
+        self._gain = self._gain.take(row)
+        self._states = [states.take(row) for states in self._states]
         if len(new):
             token = tokens[by]
             self._total[new] = self._ends_token[new] = grown[grew, by]
             self._ends_blank[new] = _NEVER
             self._last[new] = token
             self._parent[new] = self._node[grew]
-            self._gain[new] += gains[grew, by]
+            if self._scorers:
+                self._gain[new] += gains[grew, by]
             for scorer, states in zip(self._scorers, self._states, strict=True):
                 states[new] = scorer.advance(states[new], token)
-        self._node = self._node[row]
+        self._node = self._node.take(row)
         if len(new):
-            self._node[new] = self._trie.grow(self._node[new].tolist(), token.tolist())
+            self._node[new] = self._trie.grow(self._node[new], token)
             if self._trie.crowded():
                 self._node = np.array(self._trie.prune(self._node.tolist()))
-                self._parent = np.array([self._trie.parents[node] for node in self._node])
+                self._parent = np.array([self._trie.parent(node) for node in self._node.tolist()])
+
+    def _rows_of(self, nodes: np.ndarray) -> np.ndarray:
+        """Where in the beam the prefixes of nodes (n,) stand; _NOWHERE for those that are not in it."""
+        if len(self._place) <= len(self._trie):
+            self._place = np.full(2 * len(self._trie), _NOWHERE)
+        place = self._place
+        place[self._node] = np.arange(len(self._node))
+        rows = place.take(nodes)  # no node's number is the last, which stands for the root's parent
+        place[self._node] = _NOWHERE
+        return rows
 
 
 class _Trie:
@@ -289,36 +316,36 @@ class _Trie:
     ROOT = 0
     NONE = -1  # the root's parent
 
-    def __init__(self) -> None:
-        self.parents = [self.NONE]
-        self.tokens = [BLANK]
-        self._children: dict[tuple[int, int], int] = {}
+    def __init__(self, n_tokens: int) -> None:
+        self._n_tokens = n_tokens
+        self._edges = [self.NONE * n_tokens + BLANK]  # parent * V + token
+        self._children: dict[int, int] = {}  # node by edge
         self._limit = _SPARE_NODES
 
     def __len__(self) -> int:
-        return len(self.parents)
+        return len(self._edges)
 
-    def grow(self, nodes: Iterable[int], tokens: Iterable[int]) -> list[int]:
-        """The node of each prefix node + token, made where there is none yet."""
-        grown = []
-        for edge in zip(nodes, tokens, strict=True):
-            node = self._children.setdefault(edge, len(self.parents))
-            if node == len(self.parents):
-                self.parents.append(edge[0])
-                self.tokens.append(edge[1])
-            grown.append(node)
-        return grown
+    def grow(self, nodes: np.ndarray, tokens: np.ndarray) -> list[int]:
+        """The node of each prefix node + token, (n,) both and each pair once, made where there is none yet."""
+        edges = (nodes * self._n_tokens + tokens).tolist()
+        new = [edge for edge in edges if edge not in self._children]
+        self._children.update(zip(new, range(len(self._edges), len(self._edges) + len(new)), strict=True))
+        self._edges += new
+        return [self._children[edge] for edge in edges]
+
+    def parent(self, node: int) -> int:
+        return self._edges[node] // self._n_tokens
 
     def prefix(self, node: int) -> tuple[int, ...]:
         """The token ids from the root to a node."""
         token_ids = []
         while node != self.ROOT:
-            token_ids.append(self.tokens[node])
-            node = self.parents[node]
+            node, token = divmod(self._edges[node], self._n_tokens)
+            token_ids.append(token)
         return tuple(reversed(token_ids))
 
     def crowded(self) -> bool:
-        return len(self.parents) > self._limit
+        return len(self._edges) > self._limit
 
     def prune(self, nodes: Sequence[int]) -> list[int]:
         """Forget all but these nodes and their ancestors; returns the nodes' new numbers.
@@ -330,14 +357,13 @@ class _Trie:
         for node in nodes:
             while node not in alive:
                 alive.add(node)
-                node = self.parents[node]
+                node = self.parent(node)
         order = sorted(alive)  # a parent is older than its children, so its number stays below theirs
         number = {old: new for new, old in enumerate(order)}
         number[self.NONE] = self.NONE
-        self.parents = [number[self.parents[old]] for old in order]
-        self.tokens = [self.tokens[old] for old in order]
-        edges = zip(self.parents, self.tokens, strict=True)
-        self._children = {edge: node for node, edge in enumerate(edges) if node != self.ROOT}
+        edges = (divmod(self._edges[old], self._n_tokens) for old in order)
+        self._edges = [number[parent] * self._n_tokens + token for parent, token in edges]
+        self._children = {edge: node for node, edge in enumerate(self._edges) if node != self.ROOT}
         self._limit = 2 * len(order) + _SPARE_NODES
         return [number[node] for node in nodes]
 
@@ -350,10 +376,10 @@ def _top(scores: np.ndarray, count: int) -> np.ndarray:
     if len(scores) <= count:
         return np.flatnonzero(scores > _NEVER)
     floor = np.partition(scores, -count)[-count]
-    above = np.flatnonzero(scores > floor)
+    above: np.ndarray = (scores > floor).nonzero()[0]
     if floor == _NEVER:
         return above
-    return np.concatenate([above, np.flatnonzero(scores == floor)[: count - len(above)]])
+    return np.concatenate([above, (scores == floor).nonzero()[0][: count - len(above)]])
 
 
 def checked(log_probs: np.ndarray, n_tokens: int | None = None) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 
@@ -115,7 +114,9 @@ class Decoder:
         texts: dict[str, float] = {}
         for hypothesis in found:
             texts.setdefault(self.tokens.text(hypothesis.token_ids), hypothesis.score)
-        return tuple(islice(texts.items(), n_best))
+            if len(texts) == n_best:
+                break
+        return tuple(texts.items())
 
     def words(
         self, found: Sequence[ctc.Hypothesis], log_probs: np.ndarray, frame_shift_s: float, offset_s: float = 0.0

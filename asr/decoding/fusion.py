@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from threading import Lock
 
 import numpy as np
 
@@ -21,9 +20,8 @@ from asr.tokens import BLANK, Tokens
 
 SPACE = "\u2581"  # how a character model's text writes the space between words
 MAX_WEIGHT = 1000.0  # far beyond all sense; infinite ones would make NaN of the sums
-_FIRST_ROWS = 1024
-_MAX_CACHED = 1 << 20  # numbers of each kind
-_MAX_ENDS = 1 << 16
+_MAX_TABLE = 1 << 30  # bytes
+_MAX_ASKED = 1 << 16  # what is remembered of the model
 
 
 class FusionError(AsrError):
@@ -70,19 +68,16 @@ class WordScorer:
         self._space = tokens.space
         self._model = model
         self._weight, self._bonus = decoding.lm_weight, decoding.word_bonus
-        self._unknown = self._bonus + (-np.inf if decoding.unknown is None else decoding.unknown)
         more = [word for word in sorted(set(extra)) if word not in model]
         lexicon = model.lexicon
         if more:
             ids = np.concatenate([np.arange(EOS + 1, len(model.words)), np.full(len(more), UNK)])
             lexicon = Lexicon.of(model.words[EOS + 1 :] + more, ids, model.unigrams[ids])
-        self._lexicon = lexicon
-        self._welcome = frozenset(map(lexicon.find, more))
         # The token of each letter; the blank, which nobody asks for, where there is none.
         letters = {symbol: token for token, symbol in enumerate(tokens.symbols) if symbol != " "}
-        self._token = np.array([letters.get(letter, BLANK) for letter in lexicon.letters], np.int64)
+        token_of = np.array([letters.get(letter, BLANK) for letter in lexicon.letters], np.int64)
         self.unspelt: list[str] = []
-        if not self._token.all() or lexicon.n_words < model.counts[0] - EOS - 1:
+        if not token_of.all() or lexicon.n_words < model.counts[0] - EOS - 1:
             words = model.words[EOS + 1 :]
             self.unspelt = [word for word in words if len(word) > MAX_LETTERS or not letters.keys() >= set(word)]
         if len(self.unspelt) == model.counts[0] - EOS - 1 and not more:
@@ -90,117 +85,75 @@ class WordScorer:
                 f"expected words spelt with {tokens.alphabet.replace(' ', '')!r}, got {model.words[EOS + 1 : EOS + 6]}: "
                 "normalise the model's text as the recogniser's was"
             )
-        self._outside = self._weight * float(model.unigrams[UNK]) + self._unknown
-        self._bits = (len(lexicon) - 1).bit_length()
+        size = len(lexicon)
+        if size * len(tokens) * 4 > _MAX_TABLE:
+            raise FusionError(
+                f"expected a vocabulary whose spelling tree fits {_MAX_TABLE >> 20} MB, got {size} nodes of "
+                f"{len(tokens)} tokens: train the language model with a smaller --vocab"
+            )
+        # The node after each token, (S, V).
+        self._next = np.full((size, len(tokens)), OUTSIDE, np.int32)
+        parents = np.repeat(np.arange(size), np.diff(lexicon.children))
+        self._next[parents, token_of[lexicon.letter[OUTSIDE + 1 :]]] = np.arange(OUTSIDE + 1, size)
+        self._word = lexicon.word
+        # What a word gains beside its probability; a prefix that is no word, or begins none, is an unknown word.
+        unknown = -np.inf if decoding.unknown is None else decoding.unknown
+        self._extra = np.where(self._word == UNK, unknown, 0.0) + self._bonus
+        self._extra[list(map(lexicon.find, more))] = self._bonus
+        # What prefixes at a node have been given in advance of their word's end.
+        self._ahead = self._weight * lexicon.best.astype(np.float64) + self._bonus
+        self._ahead[ROOT] = 0.0
+        self._ahead[OUTSIDE] = self._weight * float(model.unigrams[UNK]) + self._bonus + unknown
+        self._bits = (size - 1).bit_length()
+        self._mask = (1 << self._bits) - 1
         self.start = model.start << self._bits
-        self._lock = Lock()
-        self._rows = self._no_rows(len(tokens))
-        self._ends: dict[int, tuple[float, int]] = {}
+        # What the model was asked already, by context * words + word: the log-probability, and the context after it.
+        self._log_probs: dict[int, float] = {}
+        self._following: dict[int, int] = {}
 
     def scores(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        rows, table = self._rows_of(states & ((1 << self._bits) - 1))
-        gains: np.ndarray = table.gains[rows[:, None], tokens]
-        column = int(np.searchsorted(tokens, self._space))
+        node = states & self._mask
+        following = self._next.reshape(-1).take(node[:, None] * self._next.shape[1] + tokens)
+        gains: np.ndarray = self._ahead.take(following) - self._ahead.take(node)[:, None]
+        column = int(tokens.searchsorted(self._space))
         if column < len(tokens) and tokens[column] == self._space:
-            gains[:, column] = [self._word_end(state)[0] for state in states.tolist()]
+            gains[:, column] = self._word_ends(states)[0]
         return gains
 
     def advance(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        node = states & ((1 << self._bits) - 1)
-        rows, table = self._rows_of(node)
-        following: np.ndarray = states - node + table.next[rows, tokens]
-        for index in np.flatnonzero(tokens == self._space).tolist():
-            following[index] = self._word_end(int(states[index]))[1] << self._bits
+        node = states & self._mask
+        following: np.ndarray = states - node + self._next[node, tokens]
+        ends = (tokens == self._space).nonzero()[0]
+        if len(ends):
+            following[ends] = self._word_ends(states[ends])[1] << self._bits
         return following
 
     def end(self, states: np.ndarray) -> np.ndarray:
-        ends = [self._word_end(state) for state in states.tolist()]
-        return np.array([gain + self._weight * self._model.score_word(context, EOS)[0] for gain, context in ends])
+        gains, contexts = self._word_ends(states)
+        return gains + self._weight * self._asked(contexts, EOS)[0]
 
-    def _word_end(self, state: int) -> tuple[float, int]:
-        """What a prefix gains as its last word ends, and the context after it. Between words nothing ends."""
-        found = self._ends.get(state)
-        if found is None:
-            context, node = state >> self._bits, state & ((1 << self._bits) - 1)
-            if node == ROOT:
-                found = 0.0, context
-            else:
-                word = int(self._lexicon.word[node])
-                log_prob, following = self._model.score_word(context, word)
-                known = word != UNK or node in self._welcome
-                gain = self._weight * log_prob + (self._bonus if known else self._unknown)
-                ahead = self._ahead(np.array([node]))[0]
-                found = float(gain - ahead) if ahead > -np.inf else -np.inf, following
-            if len(self._ends) >= _MAX_ENDS:
-                self._ends = {}
-            self._ends[state] = found
-        return found
+    def _word_ends(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What each prefix gains as its last word ends, and the context after it. Between words nothing ends."""
+        contexts, node = states >> self._bits, states & self._mask
+        log_probs, following = self._asked(contexts, self._word.take(node))
+        gains = self._weight * log_probs + self._extra.take(node) - self._ahead.take(node)
+        between = node == ROOT
+        return np.where(between, 0.0, gains), np.where(between, contexts, following)
 
-    def _ahead(self, nodes: np.ndarray) -> np.ndarray:
-        """What prefixes at nodes (n,) have been given in advance of their word's end. (n,) float64."""
-        ahead: np.ndarray = self._weight * self._lexicon.best[nodes].astype(np.float64) + self._bonus
-        ahead[nodes == ROOT] = 0.0
-        ahead[nodes == OUTSIDE] = self._outside
-        return ahead
-
-    def _no_rows(self, n_tokens: int) -> _Rows:
-        return _Rows(
-            np.zeros(len(self._lexicon), np.int32),
-            1,
-            np.zeros((_FIRST_ROWS, n_tokens), np.int32),
-            np.zeros((_FIRST_ROWS, n_tokens)),
-        )
-
-    def _rows_of(self, nodes: np.ndarray) -> tuple[np.ndarray, _Rows]:
-        """The rows (n,) of nodes (n,) in a table, made where they are not there yet."""
-        table = self._rows
-        rows = table.row[nodes]
-        if rows.all():
-            return rows, table
-        with self._lock:
-            table = self._rows
-            new = np.unique(nodes[table.row[nodes] == 0])
-            if (table.count + len(new)) * table.next.shape[1] > _MAX_CACHED:
-                table, new = self._no_rows(table.next.shape[1]), np.unique(nodes)
-            self._rows = table = self._with(table, new)
-        return table.row[nodes], table
-
-    def _with(self, table: _Rows, nodes: np.ndarray) -> _Rows:
-        """The table with rows for nodes that have none. What other threads may have in hands stays right for them."""
-        count = table.count + len(nodes)
-        row, following, gains = table.row, table.next, table.gains
-        if count > len(following):
-            row = row.copy()
-            following, gains = (np.resize(array, (2 * count, array.shape[1])) for array in (following, gains))
-        rows = np.arange(table.count, count)
-        first = self._lexicon.children[nodes].astype(np.int64)
-        counts = self._lexicon.children[nodes + 1] - first
-        parents = np.repeat(rows, counts)
-        children = np.arange(len(parents)) + np.repeat(first - np.cumsum(counts) + counts, counts)
-        tokens = self._token[self._lexicon.letter[children]]
-        following[rows] = OUTSIDE
-        following[parents, tokens] = children
-        gains[rows] = self._outside
-        gains[parents, tokens] = self._ahead(children)
-        with np.errstate(invalid="ignore"):  # what comes after a forbidden beginning is never asked
-            gains[rows] -= self._ahead(nodes)[:, None]
-        row[nodes] = rows
-        return _Rows(row, count, following, gains)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Rows:
-    """What follows nodes of the spelling tree, of those that were asked for: they are few of many.
-
-    row:   (S,) int32, each node's row below; 0 for none yet.  count: how many rows there are, with the unused first.
-    next:  (rows, V) int32, the node after each token.
-    gains: (rows, V) float64, what the token gains inside a word.
-    """
-
-    row: np.ndarray
-    count: int
-    next: np.ndarray
-    gains: np.ndarray
+    def _asked(self, contexts: np.ndarray, words: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+        """`NgramModel.score`, remembered: most is asked again in the next frame."""
+        keys = (contexts * self._model.counts[0] + words).tolist()
+        log_probs, following = self._log_probs, self._following
+        if len(log_probs) >= _MAX_ASKED:
+            self._log_probs, self._following = log_probs, following = {}, {}
+        found = list(map(log_probs.get, keys))
+        if None in found:
+            for key in keys:
+                if key not in log_probs:
+                    log_prob, following[key] = self._model.score_word(*divmod(key, self._model.counts[0]))
+                    log_probs[key] = log_prob  # last, for other threads
+            found = [log_probs[key] for key in keys]
+        return np.array(found, np.float64), np.array([following[key] for key in keys], np.int64)
 
 
 class CharacterScorer:

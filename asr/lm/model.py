@@ -156,6 +156,8 @@ class NgramModel:
         self.longer_suffixes = longer_suffixes
         if lexicon is not None:
             self.lexicon = lexicon
+        self._n_contexts = len(backoffs)
+        self._longer = 1 + sum(counts[:2])
         # One number of an array at a time is read twice as fast so.
         self._log_probs, self._backoffs = log_probs.data, backoffs.data
         self._last_words, self._children = last_words.data, children.data
@@ -260,32 +262,28 @@ class NgramModel:
 
     def score_word(self, state: int, word: int) -> tuple[float, int]:
         """As `score`, of one word in one state: many times faster than that for few, and nothing has to be made for it."""
-        first = 1 + self.counts[0]  # the first node that has a last word
+        last_words, children = self._last_words, self._children
+        pairs, longer = 1 + self.counts[0], self._longer  # the first nodes of two words, and of three
         log_prob, paid, context = None, 0.0, state
         while context:
-            begin, end = self._children[context] - first, self._children[context + 1] - first
-            at = bisect_left(self._last_words, word, begin, end)
-            if at < end and self._last_words[at] == word:
-                node = first + at
+            begin, end = children[context] - pairs, children[context + 1] - pairs
+            at = bisect_left(last_words, word, begin, end) if begin < end else end
+            if at < end and last_words[at] == word:
+                node = pairs + at
                 if log_prob is None:
                     log_prob = paid + self._log_probs[node]
-                if node < len(self._backoffs):
+                if node < self._n_contexts:
                     return log_prob, node
             elif log_prob is None:
                 paid += self._backoffs[context]
-            context = self._suffix(context)
+            if context < pairs:
+                break
+            context = (
+                1 + last_words[context - pairs] if context < longer else int(self.longer_suffixes[context - longer])
+            )
         if log_prob is None:
             log_prob = paid + self._log_probs[1 + word]
         return log_prob, 1 + word if self.order > 1 else 0
-
-    def _suffix(self, context: int) -> int:
-        """`suffixes`, of one context."""
-        pairs, longer = 1 + self.counts[0], 1 + sum(self.counts[:2])
-        if context < pairs:
-            return 0
-        return (
-            1 + self._last_words[context - pairs] if context < longer else int(self.longer_suffixes[context - longer])
-        )
 
     def log_prob(self, words: Sequence[str], bos: bool = True, eos: bool = True) -> float:
         """Natural log-probability of a sentence's words, after <s> if bos, and of </s> after them if eos."""

@@ -404,3 +404,12 @@ def test_wrong_sizes() -> None:
         BeamSearch(1)
     with pytest.raises(CtcError, match="n_best of at least 1"):
         ctc.beam(random_log_probs(3, 3, seed=0), n_best=0)
+
+
+def test_a_search_that_is_left_without_prefixes_goes_on_without() -> None:
+    search = ctc.BeamSearch(3, 8)
+    frames = np.log(np.full((2, 3), 1 / 3, np.float32))
+    search.advance(frames)
+    search.commit((2, 2, 2), {1})
+    search.advance(frames)
+    assert search.hypotheses() == []

@@ -131,12 +131,11 @@ def test_words_of_other_letters_cannot_be_recognised() -> None:
     assert WordScorer(model, TOKENS, Decoding(), extra=["ac"]).unspelt == ["äb"]
 
 
-@pytest.mark.parametrize("limit", [0, 20, 100])
+@pytest.mark.parametrize("limit", [0, 5])
 def test_what_the_scorer_forgets_it_finds_again(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["ab abb b", "ba cc a b", "abba"]
     expected = [gain(WordScorer(MODEL, TOKENS, Decoding()), text) for text in texts]
-    for name in ("_MAX_CACHED", "_MAX_ENDS", "_FIRST_ROWS"):
-        monkeypatch.setattr(fusion, name, limit)
+    monkeypatch.setattr(fusion, "_MAX_ASKED", limit)
     scorer = WordScorer(MODEL, TOKENS, Decoding())
     assert [gain(scorer, text) for text in texts] == expected
     assert [gain(scorer, text) for text in texts] == expected
