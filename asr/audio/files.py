@@ -25,7 +25,7 @@ import numpy as np
 import soundfile
 
 from asr.audio import containers, headers, pipe
-from asr.audio.parts import TOLERANCE_S, Part, copied
+from asr.audio.parts import TOLERANCE_S, Part, copied, lengthen
 from asr.audio.waveform import SAMPLE_RATE, AudioError, convert, cut
 
 if TYPE_CHECKING:
@@ -381,15 +381,24 @@ class _Sound:
                 file = None
         if file is None:
             self._copy = copied(raw, part)
-            try:
-                file = self._opened(self._copy.fileno(), closefd=False)
-            except soundfile.LibsndfileError:
-                self._copy.close()
-                raise
+            file = self._opened_copy()
+            while part.frames is not None and file.frames < part.frames:
+                lengthen(self._copy, raw, part, 1.1 * part.frames / max(1, file.frames))
+                file.close()
+                file = self._opened_copy()
         self._file = file
         self.sample_rate, self.channels, self.format = file.samplerate, file.channels, f"{file.format}/{file.subtype}"
         self._read = False  # anything so far
         self.frames = part.frames or (None if file.frames > _UNKNOWN_LENGTH else file.frames)
+
+    def _opened_copy(self) -> _Sequential:
+        assert self._copy is not None
+        try:
+            self._copy.seek(0)
+            return self._opened(self._copy.fileno(), closefd=False)
+        except soundfile.LibsndfileError:
+            self._copy.close()
+            raise
 
     def _opened(self, number: int, *, closefd: bool) -> _Sequential:
         with self._quiet:

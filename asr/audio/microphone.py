@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from asr.audio import files
+from asr.audio.waveform import Mixer
 from asr.errors import AsrError
 
 _BLOCK_S = 0.05
@@ -27,7 +28,9 @@ _QUEUE_S = 60.0  # a recogniser may take so long to load, or fall so far behind
 _POLL_S = 0.01
 _GONE_S = 2.0  # no sound for so long: unplugged
 _FIRST_S = 6.0  # a Bluetooth headset needs seconds before its first sound
-_BUSY, _WRONG_CHANNELS = -9985, -9998  # PortAudio's paDeviceUnavailable, paInvalidChannelCount
+# PortAudio's paDeviceUnavailable, paInvalidChannelCount, paInvalidSampleRate
+_BUSY, _WRONG_CHANNELS, _WRONG_RATE = -9985, -9998, -9997
+_RATES = (48_000, 44_100, 16_000, 32_000, 96_000, 8000)  # Hz, for a device that refuses its own default
 _OTHERS = "asr live --list-devices names all there are"
 _ALLOW = "this program must be allowed to use it (Linux: the group audio; macOS, Windows: the privacy settings)"
 
@@ -49,7 +52,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some sound. samples: (n,) float32, full scale +-1, channels averaged, at the source's rate.
+    """Some sound. samples: (n,) float32, full scale +-1, channels mixed, at the source's rate.
 
     lost:       samples that were lost before it, because the queue was full.
     overflowed: whether PortAudio lost some, and does not know how many, because the computer was too busy.
@@ -87,6 +90,7 @@ class Source(ABC):
     def pieces(self) -> Iterator[Piece]:
         """What is heard until stop(), as it comes. raises: MicrophoneError, AudioError, after all that came before."""
         expected = idle = 0
+        mixer = Mixer(self.sample_rate)  # its frames are our blocks, so that it keeps nothing back
         while True:
             ended = self._ended(idle * _POLL_S)  # asked first: what comes before the end is to be taken
             if self._queue:
@@ -95,15 +99,16 @@ class Source(ABC):
                     while self._queue:
                         start, samples, overflowed = self._queue.popleft()
                 lost, expected, idle = start - expected, start + len(samples), 0
-                mono = samples if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float32)
-                yield Piece(mono, lost, overflowed)
+                yield Piece(samples if samples.ndim == 1 else mixer.feed(samples), lost, overflowed)
             elif not ended:
                 # Turns are counted, not the clock: where this process was suspended, so was the sound.
                 idle += 1
                 time.sleep(_POLL_S)
-            elif self._fault is not None:
-                raise self._fault
             else:
+                if len(rest := mixer.flush()):
+                    yield Piece(rest, 0, False)
+                if self._fault is not None:
+                    raise self._fault
                 return
 
     def _put(self, samples: np.ndarray, overflowed: bool = False) -> None:
@@ -138,34 +143,52 @@ class Microphone(Source):
         except self._sounddevice.PortAudioError as error:
             if _code(error) == _BUSY:
                 reason = f"expected a free device, got one that another program uses; close that; {_OTHERS}"
+            elif _code(error) == _WRONG_RATE:
+                rates = ", ".join(map(str, self._rates()))
+                reason = f"expected a device that records at one of {rates} Hz, got one that refuses all; {_OTHERS}"
             else:
-                reason = f"cannot be opened: {error}; {_ALLOW}; {_OTHERS}"
+                reason = f"cannot be opened: {_told(error)}; {_ALLOW}; {_OTHERS}"
             raise MicrophoneError(f"{self.name}: {reason}") from None
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
 
+    def _rates(self) -> list[int]:
+        return list(dict.fromkeys((self.sample_rate, *_RATES)))
+
     def _opened(self) -> Any:
-        """Its stream, of one channel if the device gives that: an average of several microphones may cancel speech out."""
+        """Its stream, at its default rate if it takes that, of one channel if it gives that."""
+        *rates, last = self._rates()
+        for rate in rates:
+            try:
+                return self._opened_at(rate)
+            except self._sounddevice.PortAudioError as error:
+                if _code(error) != _WRONG_RATE:
+                    raise
+        return self._opened_at(last)
+
+    def _opened_at(self, rate: int) -> Any:
         *few, most = dict.fromkeys((1, min(2, self._most_channels), self._most_channels))
         for channels in few:
             try:
-                return self._stream_of(channels)
+                return self._stream_of(channels, rate)
             except self._sounddevice.PortAudioError as error:
                 if _code(error) != _WRONG_CHANNELS:
                     raise
-        return self._stream_of(most)
+        return self._stream_of(most, rate)
 
-    def _stream_of(self, channels: int) -> Any:
-        return self._sounddevice.InputStream(
+    def _stream_of(self, channels: int, rate: int) -> Any:
+        opened = self._sounddevice.InputStream(
             device=self._device,
             channels=channels,
-            samplerate=self.sample_rate,
-            blocksize=round(self.sample_rate * _BLOCK_S),
+            samplerate=rate,
+            blocksize=round(rate * _BLOCK_S),
             dtype="float32",
             callback=self._hear,
         )
+        self.sample_rate = rate
+        return opened
 
     def _hear(self, samples: np.ndarray, _frames: int, _time: object, status: Any) -> None:
         self._put(samples.copy(), status.input_overflow)
@@ -235,6 +258,12 @@ class Playback(Source):
 def _code(error: Exception) -> object:
     """The number of a PortAudioError; some have none."""
     return error.args[1] if len(error.args) > 1 else None
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, of a PortAudioError: its text, and that of the system below it."""
+    texts = [part for part in (error.args[0], *(error.args[2] if len(error.args) > 2 else ())) if isinstance(part, str)]
+    return "; ".join(dict.fromkeys(text.strip() for text in texts if text.strip())) or str(error)
 
 
 def devices() -> list[Device]:

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from asr.audio.parts import TOLERANCE_S, Part, read_at
+from asr.audio.parts import TOLERANCE_S, Part, find_all, read_at
 from asr.audio.waveform import AudioError
 
 _CHUNK = 1 << 20
@@ -52,15 +52,23 @@ def _headers() -> dict[int, tuple[int, int, int]]:
 
 _HEADERS = _headers()
 _LENGTHS = {key: length for key, (length, _, _) in _HEADERS.items()}
+_MARKS, _PLACES = (b"Xing", b"Info"), (13, 21, 36)
 _TAGS = (b"ID3", b"APETAGEX", b"TAG")
+
+
+def _place(kind: tuple[int, int, bool]) -> int:
+    """Where in a frame of this kind a header has its mark: behind the side information, which is of zeros then."""
+    lower, mono = kind[0] & 0x08 == 0, kind[2]
+    return _PLACES[0 if lower and mono else 1 if lower or mono else 2]
 
 
 @dataclass(slots=True)
 class _Run:
-    """Frames of one kind in a row, from byte `start` to `end`. samples: of each frame; rate: Hz."""
+    """Frames of one kind in a row, from byte `start` to `end`. last: its last frame; samples: of each; rate: Hz."""
 
     kind: tuple[int, int, bool]
     start: int
+    last: int
     end: int
     frames: int
     samples: int
@@ -86,12 +94,15 @@ class _Walk:
     def __init__(self, raw: BinaryIO, end: int) -> None:
         self._raw, self._end = raw, end
         self._data, self._base = b"", 0
+        self._firsts: set[int] = set()  # where a frame that is a header begins a recording
 
     def parts(self, start: int, certain: bool) -> list[Part]:
         recordings: list[list[_Run]] = []
         front = self._tag(start)  # libmpg123 passes over one tag
         at, duration_s = self._next(start, certain or front > 0)[0], 0.0
         whole = start == 0 and at == front
+        if at is not None:
+            self._firsts = self._headers_within(at)
         while at is not None:
             run = self._run(at)
             duration_s += run.duration_s
@@ -122,26 +133,38 @@ class _Walk:
             if announced == count:  # then it also tells which samples at both ends are the encoder's own
                 return Part(tuple(stretches), whole=whole, mpeg=True)
             stretches[0], whole = (first.start + self._header(first.start)[0], first.end), False
-        slack = count * _LONGEST + 4096  # libmpg123 takes the first frame's length for that of all
-        return Part(tuple(stretches), whole=whole, frames=count * first.samples, slack=slack, mpeg=True)
+        last = (runs[-1].last, runs[-1].end)
+        return Part(tuple(stretches), whole=whole, frames=count * first.samples, filler=last, mpeg=True)
 
     def _announced(self, run: _Run) -> int | None:
         """How many frames follow the first one by what is in it, where that is a header (Xing, Info, VBRI)."""
         head = self._bytes(run.start, 64)
         if head[36:40] == b"VBRI":
             return int.from_bytes(head[50:54], "big")
-        lower, mono = run.kind[0] & 0x08 == 0, run.kind[2]
-        tag = 4 + (9 if lower and mono else 17 if lower or mono else 32)
-        if head[tag : tag + 4] in (b"Xing", b"Info"):
+        tag = _place(run.kind)
+        if head[tag : tag + 4] in _MARKS:
             flags, frames = struct.unpack(">II", head[tag + 4 : tag + 12])
             return int(frames) if flags & 1 else 0
         return None
+
+    def _headers_within(self, start: int) -> set[int]:
+        """Where frames may lie that are headers: the mark in its place behind nothing."""
+        found = set()
+        for mark in _MARKS:
+            for at in find_all(self._raw, mark, start, self._end):
+                for tag in _PLACES:
+                    first = at - tag
+                    if first < start or any(self._bytes(first + 4, tag - 4)):
+                        continue
+                    if self._header(first)[0] and _place(self._kind(first)) == tag:
+                        found.add(first)
+        return found
 
     def _run(self, start: int) -> _Run:
         """The frames from a place on, where there are some."""
         kind = self._kind(start)
         _, samples, rate = self._header(start)
-        at, count = start, 0
+        at, count, last = start, 0, start
         while True:
             self._bytes(at, 4)
             data, base = self._data, self._base  # a loop over many frames: no calls in it
@@ -150,12 +173,13 @@ class _Walk:
                 second, third = data[offset + 1], data[offset + 2]
                 length = _LENGTHS.get(second << 8 | third, 0) if data[offset] == 0xFF else 0
                 same = (second & 0xFE, third & 0x0C, data[offset + 3] >= 0xC0) == kind
-                if not length or not same or at + length > self._end:
-                    return _Run(kind, start, at, count, samples, rate)
+                if not length or not same or at + length > self._end or (count and at in self._firsts):
+                    return _Run(kind, start, last, at, count, samples, rate)
                 count += 1
+                last = at
                 at += length
             if at + 4 > self._end:
-                return _Run(kind, start, at, count, samples, rate)
+                return _Run(kind, start, last, at, count, samples, rate)
 
     def _next(self, at: int, certain: bool) -> tuple[int | None, bool]:
         """Where frames begin next, behind tags and anything else; and whether there was a tag."""

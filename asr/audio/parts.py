@@ -5,6 +5,7 @@ Files joined end to end are several parts. What stands in a header is not always
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ class Part:
     """One recording in a file. head: bytes put before; stretches: (start, end) in the file, in bytes, joined.
 
     whole:  whether libsndfile finds it in the file as it stands, which then need not be copied.
-    frames: samples of each channel that it holds, where they were counted. libsndfile may think that there are more; so
-            that it does not think of fewer, a copy is made longer by so many bytes (slack).
+    frames: samples of each channel that it holds, where they were counted. libsndfile may think that there are more. Where
+            it thinks of fewer, it would stop there: a copy is then made longer, by this stretch again and again (filler).
     mpeg:   whether it is decoded by libmpg123.
     """
 
@@ -28,7 +29,7 @@ class Part:
     head: bytes = b""
     whole: bool = False
     frames: int | None = None
-    slack: int = 0
+    filler: tuple[int, int] = (0, 0)
     mpeg: bool = False
 
 
@@ -43,9 +44,16 @@ def copied(raw: BinaryIO, part: Part) -> IO[bytes]:
         for at in range(start, end, _CHUNK):
             copy.write(read_at(raw, at, min(_CHUNK, end - at)))
     copy.flush()
-    copy.truncate(copy.tell() + part.slack)
-    copy.seek(0)
     return copy
+
+
+def lengthen(copy: IO[bytes], raw: BinaryIO, part: Part, factor: float) -> None:
+    """Make a copy so many times as long."""
+    start, end = part.filler
+    filler = read_at(raw, start, end - start)
+    size = copy.seek(0, os.SEEK_END)
+    copy.write(filler * (1 + int((factor - 1) * size / len(filler))))
+    copy.flush()
 
 
 def read_at(raw: BinaryIO, at: int, size: int) -> bytes:

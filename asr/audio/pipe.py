@@ -104,7 +104,7 @@ class Stream:
     def _ends_here(self, length: int) -> bool:
         """Whether the stream goes on with another chunk or recording, or not at all."""
         ahead = self._source.ahead(12 + length % 2)
-        return any(len(head) < 8 or wav.is_chunk(head[:8]) for head in (ahead[length % 2 :], ahead[:12]))
+        return any(not head or wav.is_chunk(head[:8]) for head in (ahead[length % 2 :], ahead[:12]))
 
     def _following(self) -> tuple[wav.Format, int | None] | None:
         """Past the chunks behind the samples: the header of another recording, if one follows."""

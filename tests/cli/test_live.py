@@ -329,6 +329,7 @@ class FakeSoundDevice:
     channels = 1
     refuse: Exception | None = None
     only_all_channels = False
+    only_rates: tuple[int, ...] = ()
 
     def query_devices(self, device: int | str | None = None, kind: str | None = None) -> Any:
         known = [
@@ -351,6 +352,8 @@ class FakeSoundDevice:
             raise self.refuse
         if self.only_all_channels and settings["channels"] != self.channels:
             raise self.PortAudioError("Invalid number of channels", -9998)
+        if self.only_rates and settings["samplerate"] not in self.only_rates:
+            raise self.PortAudioError("Error opening InputStream: Invalid sample rate", -9997)
         self.stream = FakeStream(**settings)
         return self.stream
 
@@ -448,6 +451,26 @@ def test_a_microphone_that_falls_silent(device: FakeSoundDevice, monkeypatch: py
             next(pieces)
 
 
+def test_channels_of_opposite_phase(device: FakeSoundDevice, recognizer: Recognizer, spoken: np.ndarray) -> None:
+    device.rate, device.channels, device.only_all_channels = 16_000.0, 2, True
+    with Microphone() as source:
+        device.stream.bring(np.stack([spoken, -spoken], axis=1))
+        source.stop()
+        events = [event for events in listen(source, Session(recognizer, SAMPLE_RATE)) for event in events]
+    assert [event.text for event in events if isinstance(event, Final)] == [SAID]
+
+
+def test_a_microphone_that_refuses_its_own_default_rate(device: FakeSoundDevice) -> None:
+    device.rate, device.only_rates = 192_000.0, (16_000, 32_000)
+    with Microphone() as source:
+        assert source.sample_rate == 16_000
+        assert device.stream.settings["samplerate"] == 16_000
+        assert device.stream.settings["blocksize"] == 800
+    device.only_rates = (11_025,)
+    with pytest.raises(MicrophoneError, match=r"expected .* at one of 192000, 48000, .*, 8000 Hz, got one"):
+        Microphone().__enter__()
+
+
 def test_microphones_that_cannot_be_had(device: FakeSoundDevice) -> None:
     with pytest.raises(MicrophoneError, match="device 7: expected one that records, got: No input device"):
         Microphone(7)
@@ -457,7 +480,7 @@ def test_microphones_that_cannot_be_had(device: FakeSoundDevice) -> None:
     device.refuse = device.PortAudioError(
         "Error opening InputStream: Unanticipated host error", -9999, (0, 13, "denied")
     )
-    with pytest.raises(MicrophoneError, match=r"cannot be opened: .*host error.*must be allowed"):
+    with pytest.raises(MicrophoneError, match=r"cannot be opened: .*host error; denied; .*must be allowed"):
         Microphone().__enter__()
     device.channels = 0
     with pytest.raises(MicrophoneError, match="found no device that records; plug one in"):
