@@ -138,9 +138,16 @@ def read_utterance(utterance: Utterance) -> np.ndarray:
 
 
 def pipe_blocks(
-    file: BinaryIO, *, rate: int | None = None, block_s: float = _BLOCK_S, channel: int | None = None
+    file: BinaryIO,
+    *,
+    rate: int | None = None,
+    block_s: float = _BLOCK_S,
+    offset_s: float = 0.0,
+    duration_s: float | None = None,
+    track: int | None = None,
+    channel: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """The waveform from a pipe such as sys.stdin.buffer, in pieces of block_s seconds.
+    """The waveform from a pipe such as sys.stdin.buffer, in pieces of block_s seconds, as `blocks` gives that of a file.
 
     rate:   Hz of raw samples, signed 16-bit little-endian, one channel; None for a recording of any format. Raw samples
             and plain wav, as ffmpeg, sox and arecord write it, are heard as they come, the rest once all has come.
@@ -148,7 +155,7 @@ def pipe_blocks(
     raises: AudioError if the stream is empty, no audio, holds NaN or infinite samples, or, after all that came, if it
             ended before the length in its header.
     """
-    pieces = _pieces(_named("the pipe", _of_pipe(file, rate, None)), 0.0, None, SAMPLE_RATE, channel)
+    pieces = _pieces(_named("the pipe", _of_pipe(file, rate, track)), offset_s, duration_s, SAMPLE_RATE, channel)
     yield from cut(pieces, max(1, round(block_s * SAMPLE_RATE)))
 
 

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -33,12 +33,31 @@ class BatchError(AsrError):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A recording, and the file that each format of its text goes to (none: to the terminal). name: without suffix."""
+class Channel:
+    """One channel of a recording, from 0."""
 
     path: Path
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.path}, channel {self.number + 1}"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be heard, and the file that each format of its text goes to (none: to stdout). name: without suffix."""
+
+    source: Path | Channel
     name: Path
     outputs: dict[str, Path]
+
+    @property
+    def path(self) -> Path:
+        return self.source.path if isinstance(self.source, Channel) else self.source
+
+    @property
+    def channel(self) -> int | None:
+        return self.source.number if isinstance(self.source, Channel) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +111,38 @@ def passed_over(others: Sequence[Path]) -> str:
     return f"passed over, as no recordings: {', '.join(map(str, others[:_SHOWN]))}{more}"
 
 
+def by_channel(recordings: Mapping[Path, Path], track: int | None = None) -> dict[Path | Channel, Path]:
+    """Each channel of the recordings for itself, its outputs numbered; a recording of one channel is as it was."""
+    found: dict[Path | Channel, Path] = {}
+    for path, name in recordings.items():
+        try:
+            count = audio.info(path, track=track).channels
+        except AsrError:  # left to its reader
+            count = 1
+        if count == 1:
+            found[path] = name
+        else:
+            found |= {Channel(path, number): name.with_name(f"{name.name}.{number + 1}") for number in range(count)}
+    return found
+
+
 def plan(
-    recordings: dict[Path, Path], folder: Path | None, formats: Sequence[str], *, overwrite: bool, skip_existing: bool
-) -> tuple[list[Job], list[Path], list[BatchError]]:
+    recordings: Mapping[Path | Channel, Path] | Mapping[Path, Path],
+    folder: Path | None,
+    formats: Sequence[str],
+    *,
+    overwrite: bool,
+    skip_existing: bool,
+) -> tuple[list[Job], list[Path | Channel], list[BatchError]]:
     """What is to be done, the recordings that are done already, and those that would harm another's output.
 
     An output that exists is an error, unless overwrite or skip_existing is set; so is one output of two recordings.
     """
-    jobs, skipped, errors = [], [], []
+    jobs: list[Job] = []
+    skipped: list[Path | Channel] = []
+    errors: list[BatchError] = []
     unasked: list[BatchError] = []
-    owners: dict[Path, Path] = {}
+    owners: dict[Path, Path | Channel] = {}
     for path, name in recordings.items():
         outputs = {kind: folder / f"{name}{SUFFIXES[kind]}" for kind in formats} if folder else {}
         taken = next((output for output in outputs.values() if owners.setdefault(output, path) != path), None)
@@ -138,15 +179,22 @@ def is_faster(processes: int, start_s: float, left_s: float) -> bool:
 
 
 def transcribe(
-    paths: Sequence[Path], model: str | Path | None, *, jobs: int | None, **options: Any
+    paths: Sequence[Path],
+    model: str | Path | None,
+    *,
+    jobs: int | None,
+    hear: Sequence[dict[str, Any]] | None = None,
+    **options: Any,
 ) -> Generator[Attempt, None, None]:
     """The transcript of each file, or the error it met; in order, however many processes share the work.
 
     jobs:    processes; with 1, this one does it all. Without a number it begins, and others take the rest if by the time
              that the first recordings took, and that each process takes to start, they will be done earlier.
+    hear:    what of each file: the options of Recognizer.transcribe.
     options: of the Recognizer in each process.
     To close the generator, and Ctrl-C, end the processes at once.
     """
+    hear = [{}] * len(paths) if hear is None else hear
     workers, most = processes(len(paths), jobs)
     # Here too with several: a model that cannot be loaded is one error then, not one in every process.
     recognizer = Recognizer(model, **options if workers == 1 else options | {"threads": 1})
@@ -154,7 +202,7 @@ def transcribe(
     sizes = list(map(_size, paths))
     done, spent_s, heard, left = 0, 0.0, 0, sum(sizes)
     while workers == 1 and done < len(paths):
-        attempt = _attempt(recognizer, paths[done])
+        attempt = _attempt(recognizer, paths[done], hear[done])
         yield attempt
         heard, left = heard + sizes[done], left - sizes[done]
         done, spent_s = done + 1, spent_s + attempt.seconds
@@ -170,7 +218,9 @@ def transcribe(
     with ProcessPoolExecutor(workers, context, _start, (model, options)) as pool:
         try:
             with _uninterrupted():
-                waiting = deque(pool.submit(_attempt_here, path) for path in paths[done:])
+                waiting = deque(
+                    pool.submit(_attempt_here, path, part) for path, part in zip(paths[done:], hear[done:], strict=True)
+                )
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
@@ -241,11 +291,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _attempt(recognizer: Recognizer, path: Path) -> Attempt:
+def _attempt(recognizer: Recognizer, path: Path, hear: dict[str, Any]) -> Attempt:
     started = perf_counter()
     result: Transcript | AsrError
     try:
-        result = recognizer.transcribe(path)
+        result = recognizer.transcribe(path, **hear)
     except AsrError as error:
         result = error
     return Attempt(result, perf_counter() - started)
@@ -284,6 +334,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _attempt_here(path: Path) -> Attempt:
+def _attempt_here(path: Path, hear: dict[str, Any]) -> Attempt:
     _kept.notes.clear()
-    return replace(_attempt(_own, path), notes=tuple(_kept.notes))
+    return replace(_attempt(_own, path, hear), notes=tuple(_kept.notes))

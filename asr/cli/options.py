@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,6 +95,23 @@ def has_lm(model: str, lm: str | None, beam: int, grammar: Path | None = None) -
     from asr.models import choose_lm
 
     return choose_lm(lm, model, beam=beam, grammar=grammar) is not None
+
+
+def seconds_of(time: str | None, option: str) -> float | None:
+    """Seconds from a time such as 90, 1:30 or 0:01:30.5."""
+    if time is None:
+        return None
+    try:
+        parts = [float(part) for part in time.split(":")]
+    except ValueError:
+        parts = []
+    if (
+        not 1 <= len(parts) <= 3
+        or not all(0 <= part < math.inf for part in parts)
+        or any(part >= 60 for part in parts[1:])
+    ):
+        raise typer.BadParameter(f"expected a time such as 90, 1:30 or 0:01:30.5, got {time!r}", param_hint=option)
+    return math.fsum(part * 60.0**power for power, part in enumerate(reversed(parts)))
 
 
 def formats_of(names: str) -> list[str]:

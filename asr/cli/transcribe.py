@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -60,6 +61,14 @@ def transcribe(
         bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")
     ] = False,
     threads: Annotated[int, typer.Option(help="Threads of the network in each process; one is fastest.", min=1)] = 1,
+    start: Annotated[str | None, typer.Option(help="Hear nothing before this time: 90, 1:30 or 0:01:30.5.")] = None,
+    end: Annotated[str | None, typer.Option(help="Hear nothing after this time.")] = None,
+    channels: Annotated[
+        str, typer.Option(help="mix, split for a text of each channel, as of a telephone call, or a number.")
+    ] = "mix",
+    track: Annotated[
+        int | None, typer.Option(help="Of several audio tracks in a film.", min=1, show_default="the default one")
+    ] = None,
     rate: Annotated[int | None, typer.Option(help="The pipe has raw 16-bit mono samples at this rate, in Hz.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line on stderr for each recording.")] = False,
@@ -73,6 +82,7 @@ def transcribe(
 
     kinds = options.formats_of(formats)
     piped = inputs == ["-"]
+    start_s, end_s = options.seconds_of(start, "--start"), options.seconds_of(end, "--end")
     replace = overwrite or skip_existing  # one that is left of an unfinished recording is replaced too
     options.refuse(
         (output is None and len(kinds) > 1, "--format", "several formats need a folder to go to: -o DIR"),
@@ -88,6 +98,17 @@ def transcribe(
             "--max-line-width, --max-line-count",
             "are of subtitles: -f srt",
         ),
+        (
+            channels not in ("mix", "split") and not (channels.isdecimal() and int(channels)),
+            "--channels",
+            "expected mix, split or a number from 1",
+        ),
+        (
+            channels == "split" and piped,
+            "--channels",
+            "a pipe is heard once: split a file, or take one of its channels",
+        ),
+        (start_s is not None and end_s is not None and end_s <= start_s, "--end", "is not after --start"),
         (n_best > beam, "--n-best", f"the beam of {beam} ends with no more texts than that: --beam {n_best}"),
     )
     settings = options.steering(model, beam, lm, decoding, hotwords, grammar, reject) | {
@@ -100,9 +121,13 @@ def transcribe(
     }
     deliver = partial(_deliver, kind=kinds[0], overwrite=replace, writers=WRITERS | subtitles)
     started = perf_counter()
-    recordings, nothing, others = (
+    found, nothing, others = (
         ({Path("stdin"): Path("stdin")}, [], []) if piped else batch.find(inputs, recursive=recursive)
     )
+    recordings = batch.by_channel(found, track) if channels == "split" else found
+    hear: dict[str, Any] = {"start_s": start_s or 0.0, "end_s": end_s, "track": track}
+    if channels.isdecimal():
+        hear["channel"] = int(channels) - 1
     if output is None and len(recordings) > 1 and kinds[0] not in ("txt", "ctm", "jsonl"):
         raise typer.BadParameter(
             f"{kinds[0]} of {len(recordings)} recordings cannot be told apart on stdout: -o DIR", param_hint="--format"
@@ -125,14 +150,15 @@ def transcribe(
                 options.note_unspelt(recognizer)
             if len(recordings) == 1:
                 text = _transcribe_one(
-                    todo[0], deliver, recognizer, piped, rate, quiet, verbose, live=kinds[0] == "txt"
+                    todo[0], deliver, recognizer, piped, rate, hear, quiet, verbose, live=kinds[0] == "txt"
                 )
                 if grammar and not text and not quiet:
                     terminal.note(f"{todo[0].path}: {_NO_SENTENCE}")
                 raise typer.Exit(1 if nothing else 0)
             del recognizer  # every process loads its own
     done, audio_s = 0, 0.0
-    results = batch.transcribe([job.path for job in todo], model, jobs=jobs, **settings)
+    each = [hear if job.channel is None else hear | {"channel": job.channel} for job in todo]
+    results = batch.transcribe([job.path for job in todo], model, jobs=jobs, hear=each, **settings)
     with (
         terminal.interruptible(hint),
         closing(results),
@@ -145,13 +171,13 @@ def transcribe(
             try:
                 if isinstance(attempt.result, AsrError):
                     raise attempt.result
-                audio_s += attempt.result.duration_s
-                prefix = f"{terminal.line(job.path)}\t" if len(recordings) > 1 and kinds == ["txt"] else ""
+                audio_s += attempt.result.duration_s - hear["start_s"]
+                prefix = f"{terminal.line(job.source)}\t" if len(recordings) > 1 and kinds == ["txt"] else ""
                 deliver(attempt.result, job, prefix)
                 if verbose:
-                    terminal.note(_told(job.path, attempt.result, attempt.seconds))
+                    terminal.note(_told(job, attempt.result, attempt.seconds))
                 if grammar and not attempt.result.text and not quiet:
-                    terminal.note(f"{job.path}: {_NO_SENTENCE}")
+                    terminal.note(f"{job.source}: {_NO_SENTENCE}")
                 done += 1
             except AsrError as error:
                 terminal.complain(error)
@@ -161,7 +187,8 @@ def transcribe(
     if recordings and len(skipped) == len(recordings) and not quiet:
         terminal.note(f"{output}: has the texts of all {len(skipped)} recordings already; --overwrite makes them again")
     elif len(recordings) > 1 and todo and not quiet:
-        counts = f"{done} of {len(recordings)} recordings, {terminal.clock(audio_s)} of audio"
+        what = "recordings" if len(recordings) == len(found) else "channels"
+        counts = f"{done} of {len(recordings)} {what}, {terminal.clock(audio_s)} of audio"
         notes = [f"{len(skipped)} skipped"] * bool(skipped) + [f"{failed} failed, see above"] * bool(failed)
         spent = perf_counter() - started
         terminal.note("; ".join([f"{counts} in {spent:.1f} s, {audio_s / spent:.0f} x real time", *notes]))
@@ -175,6 +202,7 @@ def _transcribe_one(
     recognizer: Recognizer,
     piped: bool,
     rate: int | None,
+    hear: dict[str, Any],
     quiet: bool,
     verbose: bool,
     *,
@@ -190,16 +218,22 @@ def _transcribe_one(
     from asr import audio
 
     broken: list[audio.AudioError] = []
-    total_s: float | None = None
+    start_s, total_s = hear["start_s"], hear["end_s"]
+    wanted = {
+        "offset_s": start_s,
+        "duration_s": None if total_s is None else total_s - start_s,
+        "track": hear["track"],
+        "channel": hear.get("channel"),
+    }
     if piped:
         if sys.stdin is None:  # closed, as by <&-
             raise AsrError("standard input: expected audio, got a closed pipe")
-        blocks = audio.pipe_blocks(sys.stdin.buffer, rate=rate)
+        blocks = audio.pipe_blocks(sys.stdin.buffer, rate=rate, **wanted)
     else:
-        blocks = audio.blocks(job.path)
+        blocks = audio.blocks(job.path, **wanted)
         if not quiet:
             with suppress(audio.AudioError):  # of a named pipe it is not known; else the reader says what is wrong
-                total_s = audio.info(job.path).duration_s
+                total_s = min(total_s or math.inf, audio.info(job.path, track=hear["track"]).duration_s)
 
     def heard() -> Iterator[np.ndarray]:
         try:
@@ -221,8 +255,8 @@ def _transcribe_one(
             bar.update(task, completed=end_s, heard=heard)
 
         try:
-            transcript = recognizer.transcribe_blocks(heard(), progress)
-            if broken and not transcript.duration_s:
+            transcript = recognizer.transcribe_blocks(heard(), progress, start_s=start_s)
+            if broken and transcript.duration_s == start_s:
                 raise broken[0]
         except BaseException:
             if text is not None:
@@ -233,7 +267,7 @@ def _transcribe_one(
     else:
         deliver(transcript, job)
     if verbose:
-        terminal.note(_told(job.path, transcript, perf_counter() - started))
+        terminal.note(_told(job, transcript, perf_counter() - started))
     if broken:
         raise broken[0]
     return transcript.text
@@ -271,7 +305,8 @@ def _deliver(
 
     def written(kind: str) -> str:
         path = job.path if kind != "jsonl" or job.path == Path("stdin") else job.path.absolute()
-        return writers[kind](transcript, terminal.line(path if kind == "jsonl" else path.stem))
+        name = path.stem + ("" if job.channel is None else f".{job.channel + 1}")
+        return writers[kind](transcript, terminal.line(path if kind == "jsonl" else name))
 
     for output_kind, target in job.outputs.items():
         make_folder(target.parent)
@@ -280,8 +315,8 @@ def _deliver(
         terminal.show(prefix + written(kind))
 
 
-def _told(path: Path, transcript: Transcript, seconds: float) -> str:
+def _told(job: Job, transcript: Transcript, seconds: float) -> str:
     count, duration_s = len(transcript.words), transcript.duration_s
     speed = duration_s / max(seconds, 1e-9)
     words = f"{count} word{'s' * (count != 1)}"
-    return f"{path}: {duration_s:.2f} s of audio, {words}, in {seconds:.2f} s, {speed:.0f} x real time"
+    return f"{job.source}: {duration_s:.2f} s of audio, {words}, in {seconds:.2f} s, {speed:.0f} x real time"

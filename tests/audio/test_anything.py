@@ -7,16 +7,20 @@ import io
 import math
 import os
 import pickle
+import re
+import shutil
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import DATA
+import typer
+from conftest import DATA, Cli
 
 from asr import Recognizer, audio
 from asr.audio import AudioError
+from asr.cli import options
 
 PATH = DATA / "connected_digits.flac"
 TEXT = "five seven nine zero"
@@ -155,3 +159,53 @@ def test_a_named_pipe(tmp_path: Path, source: str) -> None:
     waveform = audio.read(path)
     writer.join()
     np.testing.assert_array_equal(waveform, audio.read(DATA / source))
+
+
+def test_a_call_in_the_command_line(tmp_path: Path, cli: Cli, samples: np.ndarray, rate: int) -> None:
+    other = audio.read(DATA / "7_jackson_0.wav", sample_rate=rate)
+    both = np.zeros((len(samples), 2), np.float32)
+    both[:, 0], both[1000 : 1000 + len(other), 1] = samples, other
+    soundfile.write(tmp_path / "call.wav", both, rate)
+    shutil.copy(DATA / "7_jackson_0.wav", tmp_path / "mono.wav")
+    plain = ("transcribe", "-m", "digits", "--beam", 1)
+    split = cli(*plain, "--channels", "split", "call.wav", "mono.wav", "-j", 1)
+    assert split.stdout.splitlines() == [
+        f"call.wav, channel 1\t{TEXT}",
+        "call.wav, channel 2\tseven",
+        "mono.wav\tseven",
+    ]
+    assert split.stderr.startswith("3 of 3 channels")
+    cli(*plain, "--channels", "split", "call.wav", "mono.wav", "-j", 1, "-o", "out", "-f", "txt,srt", "-q")
+    names = ["call.1.srt", "call.1.txt", "call.2.srt", "call.2.txt", "mono.srt", "mono.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    some = cli(*plain, "call.wav", "--channels", "1", "--start", "0:01", "--end", "3", "-f", "tsv")
+    assert [line.split("\t")[-1] for line in some.stdout.splitlines()[1:]] == ["seven nine"]
+    assert 1000 < int(some.stdout.splitlines()[1].split("\t")[0]) < 2000
+    with (tmp_path / "call.wav").open("rb") as file:
+        assert cli(*plain, "-", "--channels", "2", "--end", "1.5", stdin=file).stdout == "seven\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--channels", "3"], "expected channel 3, got audio of 1"),
+        (["--track", "2"], "expected track 2, got a file of one"),
+        (["--start", "99"], r"expected audio at 99\.00 s, but the file ends at 0\.43 s"),
+    ],
+)
+def test_there_is_no_such_part(cli: Cli, arguments: list[str], message: str) -> None:
+    done = cli("transcribe", "-m", "digits", "--beam", 1, DATA / "7_jackson_0.wav", *arguments)
+    assert done.returncode == 1
+    assert re.search(message, done.stderr)
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("time", ["", "x", "-1", "nan", "1:60", "1:2:3:4", "1:-2"])
+def test_times_that_are_none(time: str) -> None:
+    with pytest.raises(typer.BadParameter, match=r"expected a time such as 90, 1:30 or 0:01:30\.5"):
+        options.seconds_of(time, "--start")
+
+
+def test_times() -> None:
+    times = {"90": 90, "1:30": 90, "0:01:30.5": 90.5, "2:00:00": 7200, "0": 0}
+    assert [options.seconds_of(time, "--start") for time in times] == list(times.values())
