@@ -394,7 +394,7 @@ def test_as_waveform_averages_and_resamples() -> None:
         (np.zeros(5), "16000", "from 1000 to 1000000 Hz"),
         ([[0.0], [0.0, 0.0]], RATE, "an array of numbers, got list"),
         ([0, 120, -300], RATE, "of 8, 16 or 32 bits, got int64"),
-        (None, RATE, "floats or integers"),
+        (None, RATE, "an array of numbers, got NoneType"),
         ("a.wav", RATE, "floats or integers"),
     ],
 )
