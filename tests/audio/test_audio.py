@@ -395,7 +395,7 @@ def test_as_waveform_averages_and_resamples() -> None:
         ([[0.0], [0.0, 0.0]], RATE, "an array of numbers, got list"),
         ([0, 120, -300], RATE, "of 8, 16 or 32 bits, got int64"),
         (None, RATE, "an array of numbers, got NoneType"),
-        ("a.wav", RATE, "floats or integers"),
+        ("a.wav", RATE, "N > 0, got"),
     ],
 )
 def test_as_waveform_refuses(samples: object, rate: float, message: str) -> None:
