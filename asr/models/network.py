@@ -12,12 +12,9 @@ import numpy as np
 import onnxruntime
 
 from asr import audio
-from asr.models import ModelError, onnxfile
+from asr.models import SCHEMA, ModelError, onnxfile
 from asr.tokens import TokenError, Tokens
 
-# The newest metadata that this version understands: 1 was of networks that only hear whole utterances, 3 is of subwords,
-# 4 of pre-trained encoders, which hear windows and take left context.
-SCHEMA = 4
 _CONTEXT_S = 2.0  # heard on either side of a window's own frames
 MAX_RECEPTIVE_S = 30.0  # of one frame's convolutions; no network of sense comes near it
 _MAX_STATE = 1 << 20  # numbers

@@ -23,12 +23,10 @@ from torch import Tensor, nn
 
 from asr import __version__, audio
 from asr.errors import AsrError
-from asr.models import onnxfile
+from asr.models import ENCODER, PARTS, SUBWORDS, onnxfile
 from asr.training import checkpoint, config, encoder, exported, launch
 from asr.training.model import AcousticModel
 
-# Of the metadata: 3 where the tokens are subwords, 4 with a pre-trained encoder; readers refuse a newer one than they know.
-SCHEMA = 2
 _WINDOW_S, _LEFT_CONTEXT_S = 15.0, 3.0  # of a pre-trained encoder, see `asr.models.network.Network`
 _CHECKED_FRAMES = (1, 2, 50, 51, 1000, 3000)  # the exporter can freeze a length without a word: run several
 _QUIET = 0.003  # of the noise it hears then: in loud noise a trained network is undecided, and amplifies rounding
@@ -94,7 +92,7 @@ def export(
             graph = _quantised(graph, Path(folder), named)
             _check_sound(model, graph.SerializeToString())
     card = {
-        "schema": 4 if model.network.encoder else 3 if tokens.subwords else SCHEMA,
+        "schema": ENCODER if model.network.encoder else SUBWORDS if tokens.subwords else PARTS,
         "name": name or settings.name,
         "tokens": tokens.symbols,
         "sample_rate": audio.SAMPLE_RATE,

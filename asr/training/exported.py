@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from asr.errors import AsrError
-from asr.models import onnxfile
-from asr.models.network import SCHEMA
+from asr.models import SCHEMA, onnxfile
 
 # Where each of torch's gates stands in ONNX: input, forget, cell, output -> input, output, forget, cell; and reset,
 # update, new -> update, reset, new.
