@@ -85,6 +85,8 @@ def export(
             dynamic_axes={"waveform": {1: "samples"}, "log_probs": {1: "frames"}},
         )
         graph = onnx.load(Path(folder) / "model.onnx")
+        if model.network.encoder:
+            _halve(graph, model.network.encoder.positions.numpy())
         named = exported.name_weights(graph, model)
         _share_weights(graph, named)
         _check_parity(model, graph.SerializeToString())
@@ -146,6 +148,17 @@ def _share_weights(graph: onnx.ModelProto, named: set[str]) -> None:
     _replace(
         graph.graph.initializer, [tensor for tensor in graph.graph.initializer if renamed[tensor.name] == tensor.name]
     )
+
+
+def _halve(graph: onnx.ModelProto, array: np.ndarray) -> None:
+    """Store a constant, whose numbers float16 holds exactly, in that."""
+    for node in graph.graph.node:
+        if node.op_type != "Constant" or list(node.attribute[0].t.dims) != list(array.shape):
+            continue
+        if np.array_equal(onnx.numpy_helper.to_array(node.attribute[0].t), array):
+            half = onnx.numpy_helper.from_array(array.astype(np.float16), f"{node.output[0]}_float16")
+            graph.graph.initializer.append(half)
+            node.CopyFrom(onnx.helper.make_node("Cast", [half.name], node.output, node.name, to=onnx.TensorProto.FLOAT))
 
 
 def _replace(repeated: Any, items: list[Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import ctranslate2
 import numpy as np
+import onnx
 import pytest
 import torch
 from ctranslate2.specs import whisper_spec
@@ -291,6 +292,13 @@ def test_exports(exported: tuple[AcousticModel, Path]) -> None:
     with torch.no_grad():
         expected = model(torch.from_numpy(padded)[None])[0].numpy()
     np.testing.assert_allclose(recognizer.log_probs(waveform), expected, atol=1e-3)
+
+
+def test_positions_take_half_the_room(exported: tuple[AcousticModel, Path]) -> None:
+    """Nothing is lost by it, see test_exports."""
+    graph = onnx.load(exported[1].with_suffix(".onnx")).graph
+    half = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16]
+    assert [list(tensor.dims) for tensor in half] == [[1500, WIDTH]]
 
 
 def test_its_folder_is_not_needed_again(exported: tuple[AcousticModel, Path], tmp_path: Path) -> None:
