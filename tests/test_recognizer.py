@@ -221,7 +221,7 @@ def test_digits_is_small(recognizer: Recognizer) -> None:
         (np.zeros(0, np.float32), 16000, "with N > 0"),
         (np.full(100, np.nan, np.float32), 16000, "finite samples, got 100"),
         (np.zeros(100, np.float32), None, "expected the sample rate"),
-        (np.zeros(100, np.float32), 0, "above 0, got 0"),
+        (np.zeros(100, np.float32), 0, "from 1000 to 1000000 Hz, got 0"),
         (np.zeros((2, 3, 4), np.float32), 16000, "(2, 3, 4)"),
         (np.zeros(100, np.complex64), 16000, "complex64"),
     ],

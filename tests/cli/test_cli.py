@@ -410,7 +410,7 @@ def test_a_folder_called_as_a_model_does_not_hide_it(cli: Cli, run: Path, tmp_pa
 def test_doctor_finds_faults(cli: Cli, manifest: Path) -> None:
     assert cli("doctor", manifest).returncode == 0
     with manifest.open("a") as file:
-        file.write('{"audio_filepath": "gone.wav", "duration": 1, "text": "one 1"}\n')
+        file.write('{"audio_filepath": "gone.wav", "duration": 1, "text": "one ж"}\n')
     done = cli("doctor", manifest, "--json")
     assert done.returncode == 1
     kinds = {finding["kind"] for finding in json.loads(done.stdout)["findings"] if finding["level"] == "error"}

@@ -81,7 +81,7 @@ def test_a_closed_vocabulary_stays_closed() -> None:
 def test_error_rates_are_those_of_jiwer() -> None:
     examples = noisy(SENTENCES * 3, 3.0, seed=1)
     for decoder in (Decoder(TOKENS, beam=1), Decoder(TOKENS, beam=4, lm=LM)):
-        texts = [decoder.texts(decoder(example.log_probs), 1)[0][0] for example in examples]
+        texts = [" ".join(decoder.texts(decoder(part), 1)[0][0] for part in example.parts) for example in examples]
         references = [example.reference for example in examples]
         wer, cer = tuning.error_rates(examples, decoder)
         assert 0 < cer < wer
@@ -99,7 +99,7 @@ def test_signs_are_those_of_the_words() -> None:
     assert 0 <= signs.min() < signs.max() <= 1
     assert share[right].mean() > share[~right].mean()
     assert letters[right].mean() > letters[~right].mean()
-    found = decoder(DEV[0].log_probs)
+    found = decoder(DEV[0].parts[0])
     assert share[: len(decoder.shares(found))].tolist() == decoder.shares(found)
 
 

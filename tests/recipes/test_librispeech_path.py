@@ -101,4 +101,4 @@ def test_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     asr("export", "runs/mini", "-o", "mini.onnx")
     text = asr("transcribe", "-m", "mini.onnx", "--beam", "1", DATA / "7_jackson_0.wav")
     assert len(text.splitlines()) == 1
-    assert asr("info", "mini.onnx").startswith("name         librispeech\n")
+    assert asr("info", "mini.onnx").split()[:2] == ["name", "librispeech"]
