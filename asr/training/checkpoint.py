@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from asr import models
+from asr import files, models
 from asr.errors import AsrError
 from asr.tokens import TokenError, Tokens
 from asr.training import config, exported
@@ -29,19 +28,13 @@ class CheckpointError(AsrError):
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-serialisable state to one file; an older file of that name stays until the new is whole."""
-    temporary = path.with_name(path.name + ".part")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = serialise(contiguous, {"asr": json.dumps({"schema": SCHEMA, **state})})
     try:
-        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        with temporary.open("wb") as file:
-            file.write(serialise(contiguous, {"asr": json.dumps({"schema": SCHEMA, **state})}))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path}: cannot be written: {error.strerror}; free some space, then go on with --resume"
-        ) from None
+        with files.replaced(path, alone=True, advice="free some space, then go on with --resume") as file:
+            file.write(data)
+    except files.OutputError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

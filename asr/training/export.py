@@ -21,7 +21,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
-from asr import __version__, audio
+from asr import __version__, audio, files
 from asr.errors import AsrError
 from asr.models import ENCODER, PARTS, SUBWORDS, onnxfile
 from asr.training import checkpoint, config, encoder, exported, launch
@@ -190,19 +190,17 @@ def annotate(path: Path, figures: Mapping[str, Any]) -> None:
 def _write(graph: onnx.ModelProto, card: Mapping[str, Any], out: Path) -> None:
     """Write a graph with its card, whole or not at all. raises: ExportError if it cannot be written, or would be refused."""
     onnx.helper.set_model_props(graph, {"asr": json.dumps(card, ensure_ascii=False)})
-    temporary = out.with_name(out.name + ".part")
     try:
-        temporary.write_bytes(graph.SerializeToString())
-        onnxfile.read(temporary)
-        temporary.replace(out)
+        with files.replaced(out, alone=True) as file:
+            file.write(graph.SerializeToString())
+            file.flush()
+            onnxfile.read(Path(file.name))
     except onnxfile.OnnxFileError as error:
-        temporary.unlink()
         raise ExportError(
             f"{out}: the recogniser would refuse this model, since it holds {error}; nothing was written"
         ) from None
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ExportError(f"{out}: cannot be written: {error.strerror}; check the folder and its free space") from None
+    except files.OutputError as error:
+        raise ExportError(str(error)) from None
 
 
 def _quantised(graph: onnx.ModelProto, folder: Path, named: set[str]) -> onnx.ModelProto:
