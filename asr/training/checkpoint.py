@@ -85,13 +85,13 @@ def load_model(path: Path) -> tuple[AcousticModel, config.Config, Tokens, dict[s
 
 
 def _load_exported(path: Path) -> tuple[AcousticModel, config.Config, Tokens, dict[str, Any]]:
-    told = exported.card(path)
+    told, arrays = exported.read(path)
     tree = {**(told.get("config") or {}), "pronunciation": None}
     tree["data"] = {**tree.get("data", {}), "train": [NO_DATA], "dev": NO_DATA}
     tree["augment"] = {**tree.get("augment", {}), "noise": None, "rooms": None}
     settings, tokens = _origin({"config": tree, "tokens": told.get("tokens")}, path)
     model = AcousticModel(settings, len(tokens))
-    model.load_state_dict(exported.read(path, model))
+    model.load_state_dict(exported.weights(arrays, model, path))
     return model.eval(), settings, tokens, {"config": config.to_dict(settings), "training": told.get("training", {})}
 
 

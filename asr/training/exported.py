@@ -1,7 +1,7 @@
 """The weights of an exported model, by the names that they have in a checkpoint: an ONNX file can be trained on from.
 
 The exporter gives weights numbers for names, and stores them as its operators want them: linear layers transposed, the
-gates of recurrent layers in another order. `name_weights` gives them their own names; `read` undoes the rest. Weights in
+gates of recurrent layers in another order. `name_weights` gives them their own names; `weights` undoes the rest. Weights in
 int8 come back as what int8 has left of them.
 """
 
@@ -92,23 +92,23 @@ def name_weights(graph: onnx.ModelProto, model: nn.Module) -> set[str]:
     return set(renamed.values())
 
 
-def card(path: Path) -> dict[str, Any]:
-    """What `asr export` wrote about a model. raises: ExportedError."""
+def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `asr export` wrote about a model, and the arrays in its file by their names. raises: ExportedError."""
     try:
-        told: dict[str, Any] = json.loads(onnxfile.metadata(onnxfile.read(path), "asr"))
-        if int(told["schema"]) > SCHEMA:
-            raise ExportedError(f"{path}: written with model schema {told['schema']}, this version knows {SCHEMA}")
+        data = onnxfile.read(path)
+        card: dict[str, Any] = json.loads(onnxfile.metadata(data, "asr"))
+        if int(card["schema"]) > SCHEMA:
+            raise ExportedError(f"{path}: written with model schema {card['schema']}, this version knows {SCHEMA}")
     except OSError as error:
         raise ExportedError(f"{path}: cannot be read: {error.strerror}") from None
     except (onnxfile.OnnxFileError, ValueError, KeyError, TypeError):
         raise ExportedError(f"{path}: expected a model (ONNX) written by asr export, got another file") from None
-    return told
+    tensors = onnx.load_from_string(data).graph.initializer
+    return card, {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in tensors}
 
 
-def read(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model file, for a model of its settings. raises: ExportedError if it lacks some."""
-    graph = onnx.load_from_string(onnxfile.read(path)).graph
-    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+def weights(arrays: Mapping[str, np.ndarray], model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The weights among a file's arrays, for a model of its settings. raises: ExportedError if some are not there."""
     state: dict[str, Tensor] = {name: value for name, value in model.state_dict().items() if name.endswith(_COUNTER)}
     for piece in _pieces(model):
         array = _float(arrays, piece)
