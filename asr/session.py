@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import soxr
 
-from asr.audio import SAMPLE_RATE
+from asr.audio import SAMPLE_RATE, Converter
 from asr.audio.microphone import Source
 from asr.audio.recording import Recording, clock
 from asr.recognizer import Recognizer
@@ -123,14 +122,11 @@ class Session:
             )
             self._begin()
         self._came += len(samples)
-        if self._resampler is not None:
-            samples = self._resampler.resample_chunk(samples)
-        yield from self._recognise(samples)
+        yield from self._recognise(self._converter.feed(samples[:, None]))
 
     def finish(self) -> Iterator[Event | Trouble]:
         """The sound ends here, or is interrupted: what is left of it."""
-        if self._resampler is not None:
-            yield from self._recognise(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+        yield from self._recognise(self._converter.flush())
         if self._gate is not None:
             yield from self._heeded(self._stream.feed(self._gate.flush()))
         yield from self._heeded(self._stream.flush())
@@ -139,9 +135,7 @@ class Session:
         """Listen anew; the times go on."""
         self._start = round(self._came * SAMPLE_RATE / self._rate)
         self._taken = 0
-        self._resampler = (
-            None if self._rate == SAMPLE_RATE else soxr.ResampleStream(self._rate, SAMPLE_RATE, 1, dtype="float32")
-        )
+        self._converter = Converter(self._rate)
         self._gate = None if self._make_gate is None else self._make_gate()
         self._stream = self._recognizer.stream(**self._options)
 
