@@ -14,11 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from asr.audio import SAMPLE_RATE
-from asr.models.network import Network
+from asr.models.network import CONTEXT_S, Network
 from asr.tokens import BLANK, Tokens
 
 _WINDOW_S = 30.0  # of a long recording, in each pass of the network
-_CONTEXT_S = 2.0  # heard on either side of the frames that a pass contributes
 _MIN_PAUSE_S = 0.3  # a long stretch is cut within at least so much silence, if there is any
 
 
@@ -116,7 +115,7 @@ def _stretches(network: Network, blocks: Iterable[np.ndarray]) -> Iterator[tuple
     longest pause. Without any pause, it is in the frame most surely blank.
     """
     shift = network.frame_shift
-    window, context = (round(seconds / network.frame_shift_s) for seconds in (_WINDOW_S, _CONTEXT_S))
+    window, context = (round(seconds / network.frame_shift_s) for seconds in (_WINDOW_S, CONTEXT_S))
     window = min(window, network.window or window)
     audio_left = iter(blocks)
     buffer = np.zeros(0, np.float32)  # samples from frame `start` on

@@ -15,7 +15,7 @@ from asr import audio
 from asr.models import SCHEMA, ModelError, onnxfile
 from asr.tokens import TokenError, Tokens
 
-_CONTEXT_S = 2.0  # heard on either side of a window's own frames
+CONTEXT_S = 2.0  # heard on either side of the frames that a pass over a part of a recording contributes
 MAX_RECEPTIVE_S = 30.0  # of one frame's convolutions; no network of sense comes near it
 _MAX_STATE = 1 << 20  # numbers
 _MAX_MEMORY = 8 << 30  # bytes, for all networks of a process; twice what 20 minutes take in a large one
@@ -105,7 +105,7 @@ class Network:
         frames = (len(samples) - self.receptive_field) // self.frame_shift + 1
         if self.window is None or frames <= self.window:
             return self.part(samples)[0]
-        context = min(round(_CONTEXT_S / self.frame_shift_s), (self.window - 1) // 2)
+        context = min(round(CONTEXT_S / self.frame_shift_s), (self.window - 1) // 2)
         parts = []
         for start in range(0, frames, self.window - 2 * context):
             first, end = max(0, start - context), min(frames, start + self.window - context)

@@ -119,10 +119,9 @@ def level(x: Tensor) -> Tensor:
 def shape_of(settings: config.Network) -> Shape:
     """Of the encoder that the settings ask for, which its folder tells where they do not. raises: ConfigError."""
     assert settings.encoder is not None
-    if settings.encoder_width is None:
-        found = _read(settings.encoder).shape
-    else:
-        found = Shape(settings.encoder_width, settings.encoder_blocks or 0)
+    if settings.encoder_width and settings.encoder_blocks:
+        return Shape(settings.encoder_width, settings.encoder_blocks)
+    found = _read(settings.encoder).shape
     blocks = settings.encoder_blocks or found.blocks
     if blocks > found.blocks:
         raise config.ConfigError(

@@ -208,9 +208,10 @@ class Network(nn.Module):
         tops, lowers = [], []
         for start in range(0, frames, part):
             if self.encoder:
-                first, end = (at * self.subsampling for at in (max(0, start - left), start + part + context))
-                own = None if lengths is None else (lengths - max(0, start - left)).clamp(min=0)
-                window = self.subsampled(heard[:, first:end], own)[min(start, left) :]
+                first, end = max(0, start - left), start + part + context
+                own = None if lengths is None else (lengths - first).clamp(min=0)
+                window = self.subsampled(heard[:, first * self.subsampling : end * self.subsampling], own)
+                window = window[start - first :]
             else:
                 window = x[start : start + part + context]
             ahead = None if ends is None else (ends - start).clamp(min=0, max=len(window))
