@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,7 +69,7 @@ class Recognizer:
     ) -> None:
         if hotwords is not None and not isinstance(hotwords, str | Path):
             hotwords = list(hotwords)
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "model": model,
             "beam": beam,
             "lm": lm,
@@ -114,12 +115,9 @@ class Recognizer:
             calibration=_numbers(Calibration, calibrations.get(kind) if isinstance(calibrations, dict) else None),
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """For pickle: what makes it again, from the same files, such as in another process."""
-        return self._arguments
-
-    def __setstate__(self, arguments: dict[str, Any]) -> None:
-        self.__init__(**arguments)  # type: ignore[misc]
+        return partial(type(self), **self._arguments), ()
 
     def log_probs(self, waveform: np.ndarray) -> np.ndarray:
         """CTC log-probabilities of one utterance.
