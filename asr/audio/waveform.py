@@ -13,10 +13,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from asr.errors import AsrError
 
 SAMPLE_RATE = 16_000  # Hz, the rate of every waveform inside the package
-_RATES = (
-    1000,
-    1_000_000,
-)  # Hz; below, no speech is left, and one piece of a file with 1 Hz in its header would take 4 GB
+# Hz; below, no speech is left, and one piece of a file with 1 Hz in its header would take 4 GB.
+_RATES = 1000, 1_000_000
 _MAX_CHANNELS = 64
 _MAX_PEAK = 100.0  # of float samples: far above what lossy formats overshoot by, and below 16-bit integers as floats
 _MIX_FRAME_S = 0.05  # a microphone's block

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from asr import terminal
 from asr.cli import options
 from asr.errors import AsrError
-
-if TYPE_CHECKING:
-    pass
 
 
 def evaluate(

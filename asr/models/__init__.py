@@ -11,13 +11,11 @@ from pathlib import Path
 from asr.errors import AsrError
 
 DEFAULT_MODEL = "english"
-# Schemas of the metadata in a model's file: a program that knows no newer one than SCHEMA refuses the newer.
-WHOLE, PARTS, SUBWORDS, ENCODER = (
-    1,
-    2,
-    3,
-    4,
-)  # hears whole utterances only; parts too; subwords; windows and left context
+# Schemas of the metadata in a model's file: a program that knows no newer one than SCHEMA refuses the newer. The first
+# was of networks that hear whole utterances only.
+PARTS = 2
+SUBWORDS = 3
+ENCODER = 4  # a pre-trained one: windows and left context
 SCHEMA = ENCODER
 _BUNDLED = Path(__file__).parent
 
