@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from asr.decoding.ctc import CtcError
 from asr.decoding.decoder import Decoder
 from asr.decoding.fusion import Decoding, FusionError
 from asr.decoding.grammar import Grammar
+from asr.decoding.jsgf import GrammarError
 from asr.lm.model import NgramModel
 from asr.models import ModelError, choose_lm, find_model
 from asr.models.network import Network
@@ -27,8 +29,17 @@ from asr.text import normaliser
 from asr.transcript import Alternatives, Transcript, Word, sounded_out, words_of
 
 MAX_S = 20 * 60.0  # in one pass of the network; more would need gigabytes
+MAX_STEERING = 1000  # hot words, or phrases, of a derived recogniser
 _MAX_ALIGNMENT = 1 << 30  # bytes that an alignment takes: of a quarter of an hour of speech
 _Kind = TypeVar("_Kind", Decoding, Calibration)
+
+
+class Heard(NamedTuple):
+    """An utterance of a recording: its words, when it ended in seconds, and its alternatives, where they were asked for."""
+
+    words: tuple[Word, ...]
+    end_s: float
+    alternatives: Alternatives | None = None
 
 
 class Recognizer:
@@ -40,7 +51,7 @@ class Recognizer:
               what is heeded if none is given, see `asr.models.choose_lm`.
     decoding: settings of asr.decoding.fusion.Decoding that differ from those that `asr tune` has stored in the model's file.
     hotwords: words and phrases to expect, as a file or a list: "Kubernetes^5" with the boost in nats, or without.
-    grammar:  a file of phrases or JSGF that the text is restricted to.
+    grammar:  a file of phrases or JSGF that the text is restricted to, or a list of phrases.
     reject:   with a grammar: nothing is recognised that is so many nats a letter less probable than the best free text.
     n_best:   how many texts of each stretch of speech the transcripts list as alternatives, if more than one.
     threads:  of onnxruntime. One is best: a recurrent network has a step to wait for, and more threads slow it down.
@@ -62,13 +73,15 @@ class Recognizer:
         lm: str | Path | NgramModel | None = None,
         decoding: Mapping[str, Any] | None = None,
         hotwords: str | Path | Iterable[str] | None = None,
-        grammar: str | Path | None = None,
+        grammar: str | Path | Iterable[str] | None = None,
         reject: float | None = None,
         n_best: int = 1,
         threads: int = 1,
     ) -> None:
         if hotwords is not None and not isinstance(hotwords, str | Path):
             hotwords = list(hotwords)
+        if grammar is not None and not isinstance(grammar, str | Path):
+            grammar = list(grammar)
         self._arguments: dict[str, Any] = {
             "model": model,
             "beam": beam,
@@ -88,32 +101,67 @@ class Recognizer:
         self.card, self.name, self.tokens = self.network.card, self.network.name, self.network.tokens
         self.frame_shift_s = self.network.frame_shift_s
         self.n_best = n_best
-        self._has_grammar = grammar is not None
-        self.lm_path = None if isinstance(lm, NgramModel) else choose_lm(lm, model, beam=beam, grammar=grammar)
+        self.lm_path = None if isinstance(lm, NgramModel) else self._choose_lm()
         self.lm = lm if isinstance(lm, NgramModel) else NgramModel.load(self.lm_path) if self.lm_path else None
         known = [field.name for field in fields(Decoding)]
         if unknown := [name for name in decoding or {} if name not in known]:
             raise FusionError(f"expected for decoding some of {', '.join(known)}, got {', '.join(map(repr, unknown))}")
         self.decoding = replace(_numbers(Decoding, self.card.get("decoding")) or Decoding(), **(decoding or {}))
-        self.normalise = normalise = normaliser(self.card.get("normaliser", "none"))
-        boosts = None
-        if hotwords is not None:
-            if isinstance(hotwords, str | Path):
-                boosts = hot.read(hotwords, normalise, self.tokens)
-            else:
-                boosts = hot.parse(hotwords, normalise, self.tokens)
-        kind = "lm" if self.lm else "greedy" if beam == 1 and hotwords is None and grammar is None else "beam"
+        self.normalise = normaliser(self.card.get("normaliser", "none"))
+        self._boosts: dict[str, float] | None = None
+        self._grammar: Grammar | None = None
+        if isinstance(hotwords, str | Path):
+            self._boosts = hot.read(hotwords, self.normalise, self.tokens)
+        elif hotwords is not None:
+            self._boosts = hot.parse(hotwords, self.normalise, self.tokens)
+        if isinstance(grammar, str | Path):
+            self._grammar = Grammar.read(grammar, self.normalise, self.tokens)
+        elif grammar is not None:
+            self._grammar = Grammar.of(grammar, self.normalise, self.tokens)
+        self.decoder = self._decoder()
+
+    def _choose_lm(self) -> Path | None:
+        return choose_lm(**{name: self._arguments[name] for name in ("lm", "model", "beam", "grammar")})
+
+    def _decoder(self) -> Decoder:
+        beam, steered = self._arguments["beam"], self._boosts is not None or self._grammar is not None
+        kind = "lm" if self.lm else "greedy" if beam == 1 and not steered else "beam"
         calibrations = self.card.get("calibration")
-        self.decoder = Decoder(
+        return Decoder(
             self.tokens,
             beam=beam,
             lm=self.lm,
             decoding=self.decoding,
-            hotwords=boosts,
-            grammar=None if grammar is None else Grammar.read(grammar, normalise, self.tokens),
-            reject=reject,
+            hotwords=self._boosts,
+            grammar=self._grammar,
+            reject=self._arguments["reject"],
             calibration=_numbers(Calibration, calibrations.get(kind) if isinstance(calibrations, dict) else None),
         )
+
+    def derived(self, *, hotwords: Iterable[str] = (), phrases: Iterable[str] = ()) -> Recognizer:
+        """This recogniser steered otherwise, such as for one request; network and language model are shared.
+
+        hotwords: lines as of a file of hot words, besides those it has.
+        phrases:  the text is restricted to these, instead of its grammar.
+        raises:   HotWordError or GrammarError, also for more than MAX_STEERING of either.
+        """
+        other = object.__new__(type(self))  # not copy.copy, which would load it again, as `__reduce__` says
+        other.__dict__ |= self.__dict__ | {"_arguments": dict(self._arguments)}
+        if words := list(islice(hotwords, MAX_STEERING + 1)):
+            if len(words) > MAX_STEERING:
+                raise hot.HotWordError(f"expected at most {MAX_STEERING} hot words, got more")
+            other._boosts = (self._boosts or {}) | hot.parse(words, self.normalise, self.tokens)
+            other._arguments["hotwords"] = [f"{phrase}^{weight}" for phrase, weight in other._boosts.items()]
+        if sentences := list(islice(phrases, MAX_STEERING + 1)):
+            if len(sentences) > MAX_STEERING:
+                raise GrammarError(f"expected at most {MAX_STEERING} phrases, got more")
+            other._grammar = Grammar.of(sentences, self.normalise, self.tokens)
+            other._arguments["grammar"] = sentences
+            if self.lm_path is not None and other._choose_lm() is None:
+                other.lm = other.lm_path = None
+        if words or sentences:
+            other.decoder = other._decoder()
+        return other
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle: what makes it again, from the same files, such as in another process."""
@@ -208,21 +256,31 @@ class Recognizer:
         words: list[Word] = []
         alternatives: list[Alternatives] = []
         ended_s = start_s
-        for since_s, until_s, log_probs in self.parts(blocks):
-            began_s, ended_s = start_s + since_s, start_s + until_s
-            found = self.decoder(log_probs)
-            said = self.decoder.words(found, log_probs, self.frame_shift_s, began_s)
+        for said, ended_s, choices in self.utterances(blocks, start_s=start_s):
             words += said
-            if self.n_best > 1:
-                end_s = began_s + len(log_probs) * self.frame_shift_s
-                alternatives.append(Alternatives(began_s, end_s, self.decoder.texts(found, self.n_best)))
+            alternatives += [] if choices is None else [choices]
             progress(" ".join(word.text for word in said), ended_s)
         text = " ".join(word.text for word in words)
         return Transcript(text, sounded_out(words, ended_s), ended_s, self.name, tuple(alternatives))
 
+    def utterances(self, blocks: Iterable[np.ndarray], *, start_s: float = 0.0) -> Iterator[Heard]:
+        """What `transcribe_blocks` hears, utterance by utterance, each as soon as it is recognised.
+
+        Words end with the last frame of their letters; `asr.transcript.sounded_out` lets them end as they sound.
+        """
+        for since_s, until_s, log_probs in self.parts(blocks):
+            began_s = start_s + since_s
+            found = self.decoder(log_probs)
+            said = self.decoder.words(found, log_probs, self.frame_shift_s, began_s)
+            choices = None
+            if self.n_best > 1:
+                end_s = began_s + len(log_probs) * self.frame_shift_s
+                choices = Alternatives(began_s, end_s, self.decoder.texts(found, self.n_best))
+            yield Heard(said, start_s + until_s, choices)
+
     def parts(self, blocks: Iterable[np.ndarray]) -> Iterator[pauses.Part]:
         """What the network hears in a recording's utterances, as `transcribe_blocks` decodes them one by one."""
-        return pauses.parts(self.network, blocks, at_pauses=not self._has_grammar)
+        return pauses.parts(self.network, blocks, at_pauses=self._grammar is None)
 
     def _blocks(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import pytest
 from conftest import DATA
 from rapidfuzz.distance import Levenshtein
 
-from asr import Recognizer, audio, manifest
+from asr import AsrError, Recognizer, audio, manifest
 from asr.audio import AudioError
 from asr.decoding.fusion import FusionError
 from asr.lm import kneserney
@@ -327,3 +328,36 @@ def test_manifest_ids_do_not_collide() -> None:
     whole = manifest.Utterance(DIGITS, 4.5, "")
     assert whole.id == "connected_digits"
     assert manifest.Utterance(DIGITS, 1.0, "", offset_s=2.5).id != whole.id
+
+
+def test_utterances_are_what_is_transcribed(recognizer: Recognizer) -> None:
+    silence = np.zeros(16000, np.float32)
+    blocks = [audio.read(DIGITS), silence, audio.read(DATA / "7_jackson_0.wav"), silence]
+    heard = list(recognizer.utterances(blocks))
+    whole = recognizer.transcribe_blocks(blocks)
+    assert [word.text for word in heard[0].words] == ["five", "seven", "nine", "zero"]
+    assert len(heard) > 1
+    assert " ".join(word.text for one in heard for word in one.words) == whole.text == "five seven nine zero seven"
+    assert heard[-1].end_s == whole.duration_s
+
+
+def test_derived_recognisers_share_the_network_and_leave_it_as_it_was(recognizer: Recognizer) -> None:
+    other = recognizer.derived(phrases=["six", "seven nine zero"])
+    assert other.network is recognizer.network
+    assert other.transcribe(DIGITS).text == "seven nine zero"
+    assert pickle.loads(pickle.dumps(other)).transcribe(DIGITS) == other.transcribe(DIGITS)
+    assert recognizer.transcribe(DIGITS).text == "five seven nine zero"
+    spoilt = Recognizer("digits", hotwords=["five^-20"]).derived(hotwords=["zero^-20"])
+    assert not {"five", "zero"} & set(spoilt.transcribe(DIGITS).text.split())
+    with pytest.raises(AsrError, match="at most 1000 hot words, got more"):
+        recognizer.derived(hotwords=["one"] * 1001)
+    with pytest.raises(AsrError, match="at most 1000 phrases, got more"):
+        recognizer.derived(phrases=["one"] * 1001)
+
+
+def test_phrases_put_a_models_own_language_model_aside(nine: Path) -> None:
+    recognizer = Recognizer("mine")
+    assert recognizer.lm is not None
+    assert recognizer.derived(hotwords=["six"]).lm is recognizer.lm
+    assert recognizer.derived(phrases=["six"]).lm is None
+    assert Recognizer("mine", lm="bundled").derived(phrases=["six"]).lm is not None

@@ -14,7 +14,7 @@ source: Thompson 1968, "Regular Expression Search Algorithm";
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +93,14 @@ class Grammar:
         if not listed:
             raise GrammarError(f"{where}: expected a sentence a line, or #JSGF at the start, got neither")
         return cls(Choice(tuple(listed)), tokens, where=where)
+
+    @classmethod
+    def of(cls, sentences: Iterable[str], normalise: Callable[[str], str], tokens: Tokens) -> Grammar:
+        """The grammar of these sentences and no others. raises: GrammarError, as `parse`."""
+        listed = [spelling.spell(text, normalise, tokens, "grammar", GrammarError) for text in sentences]
+        if not listed:
+            raise GrammarError("grammar: expected a sentence, got none")
+        return cls(Choice(tuple(map(Phrase, listed))), tokens)
 
     def scores(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """0 for each token that a prefix can grow by, -inf for the others. (n,), (K,) -> (n, K) float64."""

@@ -60,9 +60,7 @@ def find_lm(model: str | Path | None) -> Path | None:
     return lm if lm and lm.exists() else None
 
 
-def choose_lm(
-    lm: str | Path | None, model: str | Path | None, *, beam: int, grammar: str | Path | None = None
-) -> Path | None:
+def choose_lm(lm: str | Path | None, model: str | Path | None, *, beam: int, grammar: object = None) -> Path | None:
     """The file of the language model that a Recognizer with these arguments heeds; None for no language model.
 
     lm: a file; "none"; "bundled" for the file beside the model's, of the same name and with the suffix .lm; None for what
