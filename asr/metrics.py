@@ -10,8 +10,9 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import starmap
+from dataclasses import asdict, astuple, dataclass
+from itertools import chain, starmap, zip_longest
+from operator import add
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jiwer
@@ -72,12 +73,7 @@ class Errors:
         return self.total / self.reference_length
 
     def __add__(self, other: Errors) -> Errors:
-        return Errors(
-            self.hits + other.hits,
-            self.substitutions + other.substitutions,
-            self.deletions + other.deletions,
-            self.insertions + other.insertions,
-        )
+        return Errors(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +101,17 @@ class Aligned:
 
     def lines(self, width: int | None = None) -> Iterator[tuple[str, str, str]]:
         """The reference, the hypothesis and the marks as lines of plain text, cut between columns to fit the width."""
-        start, used = 0, 0
-        for index, (reference, _, _) in enumerate(self.columns):
-            cells = _cells(reference)
-            if width is not None and index > start and used + 1 + cells > width:
-                yield self._line(start, index)
-                start, used = index, cells
-            else:
-                used += cells + (index > start)
-        if self.columns:
-            yield self._line(start, len(self.columns))
-
-    def _line(self, start: int, stop: int) -> tuple[str, str, str]:
-        reference, hypothesis, marks = (" ".join(row).rstrip() for row in zip(*self.columns[start:stop], strict=True))
-        return reference, hypothesis, marks
+        lines: list[list[tuple[str, str, str]]] = []
+        used = 0
+        for column in self.columns:
+            used += 1 + _cells(column[0])
+            if not lines or (width is not None and used > width):
+                lines.append([])
+                used = _cells(column[0])
+            lines[-1].append(column)
+        for line in lines:
+            reference, hypothesis, marks = (" ".join(row).rstrip() for row in zip(*line, strict=True))
+            yield reference, hypothesis, marks
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +184,7 @@ class Report:
                 for row in self.speakers
             ],
             "substitutions": [
-                {"reference": reference, "hypothesis": hypothesis, "count": count}
-                for reference, hypothesis, count in self.substitutions
+                {"reference": left, "hypothesis": right, "count": count} for left, right, count in self.substitutions
             ],
             "insertions": [{"word": word, "count": count} for word, count in self.insertions],
             "deletions": [{"word": word, "count": count} for word, count in self.deletions],
@@ -201,28 +193,7 @@ class Report:
 
     def render(self, console: Console) -> None:
         """Print the report as tables without lines or colours, so that a terminal, a pipe and a log show the same."""
-        from rich.table import Table
         from rich.text import Text
-
-        def show(title: str, table: Table) -> None:
-            console.print()
-            if title:
-                console.print(Text(title, style="bold"))
-            console.print(table)
-
-        def table(*headers: str, left: Sequence[int] = (0,)) -> Table:
-            grid = Table(box=None, pad_edge=False, header_style="bold")
-            for index, header in enumerate(headers):
-                # Folding keeps the whole of a long name; figures are never cut.
-                if index in left:
-                    grid.add_column(Text(header), overflow="fold")
-                else:
-                    grid.add_column(Text(header), justify="right", no_wrap=True)
-            return grid
-
-        def row(grid: Table, *cells: object) -> None:
-            # Text, not str: rich would take a word such as [b] or :smile: for markup and swallow it.
-            grid.add_row(*(Text(str(cell)) for cell in cells))
 
         size = [f"utterances: {self.utterances}"]
         if self.duration_s > 0:
@@ -231,57 +202,56 @@ class Report:
         if self.speakers:
             size.append(f"speakers: {sum(one.speaker is not None for one in self.speakers)}")
         console.print(Text(", ".join(size)))
-
-        totals = table("", "rate", "95 % interval", "errors", "sub", "del", "ins", "of")
-        for name, errors, interval in (
-            ("WER", self.words, self.word_interval),
-            ("CER", self.characters, self.character_interval),
-        ):
-            row(totals, name, _percent(errors.rate), _percent_interval(interval), *_counts(errors))
-        row(
-            totals,
-            "utterances",
-            _percent(self.utterance_error_rate),
-            "",
-            self.wrong_utterances,
-            *3 * [""],
-            self.utterances,
-        )
-        show("", totals)
-
-        if self.speakers:
-            speakers = table("speaker", "utts", "WER", "CER", "errors", "sub", "del", "ins", "of")
-            for one in self.speakers:
-                name = "(not named)" if one.speaker is None else one.speaker
-                rates = _percent(one.words.rate), _percent(one.characters.rate)
-                row(speakers, name, one.utterances, *rates, *_counts(one.words))
-            show("Speakers, worst first", speakers)
-
-        columns: list[tuple[str, list[tuple[int, str]]]] = [
-            ("substituted", [(count, f"{left} -> {right}") for left, right, count in self.substitutions]),
-            ("deleted", [(count, word) for word, count in self.deletions]),
-            ("inserted", [(count, word) for word, count in self.insertions]),
-        ]
-        columns = [(name, entries) for name, entries in columns if entries]
-        if columns:
-            headers = [header for name, _ in columns for header in ("", name)]
-            confusions = table(*headers, left=range(1, len(headers), 2))
-            for index in range(max(len(entries) for _, entries in columns)):
-                lines = (entries[index] if index < len(entries) else ("", "") for _, entries in columns)
-                row(confusions, *(cell for line in lines for cell in line))
-            show("Most frequent errors", confusions)
-
+        tables = {
+            "": self._totals(),
+            "Speakers, worst first": self._by_speaker(),
+            "Most frequent errors": self._confusions(),
+        }
+        for title, table in tables.items():
+            if table.row_count:
+                console.print(Text(f"\n{title}" if title else "", style="bold"))
+                console.print(table)
         if self.worst:
-            console.print()
-            console.print(Text("Worst utterances", style="bold"))
+            console.print(Text("\nWorst utterances", style="bold"))
         for aligned in self.worst:
             rate, total, length = _percent(aligned.words.rate), aligned.words.total, aligned.words.reference_length
-            console.print()
-            console.print(Text(f"{aligned.scored.id}: WER {rate} (errors {total}, words {length})"), soft_wrap=True)
+            console.print(Text(f"\n{aligned.scored.id}: WER {rate} (errors {total}, words {length})"), soft_wrap=True)
             for reference, hypothesis, marks in aligned.lines(console.width - 5):
                 console.print(Text(f"REF  {reference}\nHYP  {hypothesis}"), soft_wrap=True)
                 if marks:
                     console.print(Text(f"     {marks}"), soft_wrap=True)
+
+    def _totals(self) -> Table:
+        table = _table("", "rate", "95 % interval", "errors", "sub", "del", "ins", "of")
+        both = (("WER", self.words, self.word_interval), ("CER", self.characters, self.character_interval))
+        for name, errors, interval in both:
+            limits = "" if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
+            _row(table, name, _percent(errors.rate), limits, *_counts(errors))
+        wrong, of = self.wrong_utterances, self.utterances
+        _row(table, "utterances", _percent(self.utterance_error_rate), "", wrong, "", "", "", of)
+        return table
+
+    def _by_speaker(self) -> Table:
+        table = _table("speaker", "utts", "WER", "CER", "errors", "sub", "del", "ins", "of")
+        for one in self.speakers:
+            name = "(not named)" if one.speaker is None else one.speaker
+            rates = _percent(one.words.rate), _percent(one.characters.rate)
+            _row(table, name, one.utterances, *rates, *_counts(one.words))
+        return table
+
+    def _confusions(self) -> Table:
+        """Three lists side by side, without those that are empty."""
+        lists: dict[str, list[tuple[int, str]]] = {
+            "substituted": [(count, f"{left} -> {right}") for left, right, count in self.substitutions],
+            "deleted": [(count, word) for word, count in self.deletions],
+            "inserted": [(count, word) for word, count in self.insertions],
+        }
+        lists = {name: entries for name, entries in lists.items() if entries}
+        headers = [header for name in lists for header in ("", name)]
+        table = _table(*headers, left=range(1, len(headers), 2))
+        for line in zip_longest(*lists.values(), fillvalue=("", "")):
+            _row(table, *chain(*line))
+        return table
 
 
 def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Errors:
@@ -479,8 +449,25 @@ def _percent(rate: float) -> str:
     return f"{100 * rate:.2f} %"
 
 
-def _percent_interval(interval: Interval | None) -> str:
-    return "" if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
+def _table(*headers: str, left: Sequence[int] = (0,)) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, header in enumerate(headers):
+        # Folding keeps the whole of a long name; figures are never cut.
+        if index in left:
+            table.add_column(Text(header), overflow="fold")
+        else:
+            table.add_column(Text(header), justify="right", no_wrap=True)
+    return table
+
+
+def _row(table: Table, *cells: object) -> None:
+    from rich.text import Text
+
+    # Text, not str: rich would take a word such as [b] or :smile: for markup and swallow it.
+    table.add_row(*(Text(str(cell)) for cell in cells))
 
 
 def _json_rate(rate: float) -> float | None:
@@ -492,13 +479,7 @@ def _json_interval(interval: Interval | None) -> list[float | None] | None:
 
 
 def _json_errors(errors: Errors) -> dict[str, int]:
-    return {
-        "hits": errors.hits,
-        "substitutions": errors.substitutions,
-        "deletions": errors.deletions,
-        "insertions": errors.insertions,
-        "reference_length": errors.reference_length,
-    }
+    return asdict(errors) | {"reference_length": errors.reference_length}
 
 
 def _json_aligned(aligned: Aligned) -> dict[str, Any]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -13,8 +17,6 @@ from asr import terminal
 from asr.errors import AsrError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from asr.recognizer import Recognizer
 
 
@@ -51,6 +53,36 @@ Reject = Annotated[
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override.")]
 
 
+def grouped(command: Callable[[Any], None]) -> Callable[..., None]:
+    """A command of Typer's from one that takes a dataclass: each field is an option, a dataclass among them several."""
+    (group,) = (hint for name, hint in get_type_hints(command).items() if name != "return")
+
+    @functools.wraps(command)
+    def flat(**values: Any) -> None:
+        command(_filled(group, values))
+
+    parameters = list(_parameters(group))
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {one.name: one.annotation for one in parameters}
+    return flat
+
+
+def _parameters(group: type) -> Iterator[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    for name, default in inspect.signature(group).parameters.items():
+        if is_dataclass(hints[name]):
+            yield from _parameters(hints[name])
+        else:
+            yield default.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+
+
+def _filled(group: Any, values: dict[str, Any]) -> Any:
+    hints = get_type_hints(group)
+    return group(
+        **{name: _filled(hint, values) if is_dataclass(hint) else values[name] for name, hint in hints.items()}
+    )
+
+
 def refuse(*faults: tuple[object, str, str]) -> None:
     """The first of the faults that is one, as wrong usage. Each: whether it is, the option, the message."""
     for wrong, option, message in faults:
@@ -58,28 +90,34 @@ def refuse(*faults: tuple[object, str, str]) -> None:
             raise typer.BadParameter(message, param_hint=option)
 
 
-def steering(
-    model: str,
-    beam: int,
-    lm: str | None,
-    decoding: str | None,
-    hotwords: Path | None,
-    grammar: Path | None,
-    reject: float | None,
-) -> dict[str, Any]:
-    """What the options say, as arguments of a Recognizer."""
-    idle = decoding is not None and not has_lm(model, lm, beam, grammar)
-    refuse(
-        (idle, "--decoding", "steers a language model: --lm FILE"),
-        (reject is not None and grammar is None, "--reject", "is for a grammar: --grammar FILE"),
-    )
-    from dataclasses import fields
+@dataclass(frozen=True)
+class Steering:
+    """What steers the search, as options."""
 
+    beam: Beam = 128
+    lm: Lm = None
+    decoding: Weights = None
+    hotwords: HotWords = None
+    grammar: GrammarFile = None
+    reject: Reject = None
+
+    def arguments(self, model: str) -> dict[str, Any]:
+        """What the options say, as arguments of a Recognizer."""
+        idle = self.decoding is not None and not has_lm(model, self.lm, self.beam, self.grammar)
+        refuse(
+            (idle, "--decoding", "steers a language model: --lm FILE"),
+            (self.reject is not None and self.grammar is None, "--reject", "is for a grammar: --grammar FILE"),
+        )
+        return {**vars(self), "decoding": _weights(self.decoding or "")}
+
+
+def _weights(text: str) -> dict[str, float | None]:
+    """Settings of asr.decoding.fusion from NAME=NUMBER,NAME=NUMBER."""
     from asr.decoding.fusion import Decoding
 
     known = [field.name for field in fields(Decoding)]
     weights: dict[str, float | None] = {}
-    for part in (decoding or "").split(",") if decoding else []:
+    for part in text.split(",") if text else []:
         name, _, value = part.partition("=")
         if name not in known:
             raise typer.BadParameter(f"'{part}': expected NAME=NUMBER; {nearest(name, known)}", param_hint="--decoding")
@@ -87,7 +125,7 @@ def steering(
             weights[name] = None if (name, value) == ("unknown", "never") else float(value)
         except ValueError:
             raise typer.BadParameter(f"'{part}': expected a number, got {value!r}", param_hint="--decoding") from None
-    return {"beam": beam, "lm": lm, "decoding": weights, "hotwords": hotwords, "grammar": grammar, "reject": reject}
+    return weights
 
 
 def has_lm(model: str, lm: str | None, beam: int, grammar: Path | None = None) -> bool:

@@ -38,12 +38,15 @@ DC_OFFSET = 0.01  # of full scale; microphones and converters stay far below
 _LEAST_FOR_OUTLIERS = 20  # utterances; the median of fewer says little
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 
+_Level = Literal["error", "warning"]
+_Fault = tuple[_Level, str, str]  # level, kind, detail
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One fault. id: the utterance's, or the manifest's name; detail: what was found."""
 
-    level: Literal["error", "warning"]
+    level: _Level
     kind: str
     id: str
     detail: str
@@ -153,89 +156,113 @@ def check(
         where, _, detail = str(error).partition(": ")
         findings.append(Finding("error", "malformed line", Path(where).name, detail))
     diagnosis.speakers = len({utterance.speaker for utterance in utterances} - {None})
-    files = Counter(utterance.audio for utterance in utterances)
+    recordings = _Recordings(Counter(utterance.audio for utterance in utterances), normalise)
     unknown: Counter[str] = Counter()
     texts: Counter[str] = Counter()
-    rates: Counter[int] = Counter()
-    places: dict[tuple[str, float], Utterance] = {}
-    ids: dict[str, Utterance] = {}
-    contents: dict[bytes, Utterance] = {}
     lengths: list[tuple[str, float]] = []
     speeds: list[tuple[str, float]] = []
-    for utterance, measured in zip(
-        utterances, each_in_threads(_measure, utterances, progress, "reading audio"), strict=True
-    ):
-        faults: list[tuple[Literal["error", "warning"], str, str]] = []
-
-        place = os.path.abspath(utterance.audio), round(utterance.offset_s, 3)  # noqa: PTH100
-        first = places.setdefault(place, utterance)
-        if first is not utterance:
-            faults.append(
-                ("error", "duplicate utterance", f"{utterance.audio} at {utterance.offset_s:.2f} s is listed twice")
-            )
-        elif ids.setdefault(utterance.id, utterance) is not utterance:
-            other = ids[utterance.id].audio
-            faults.append(("warning", "ambiguous id", f"{utterance.audio} and {other} would share it in reports"))
-
-        duration_s = utterance.duration_s
-        if isinstance(measured, _Fault):
-            faults.append(("error", measured.kind, measured.detail))
-        else:
-            rates[measured.sample_rate] += 1
-            tolerance_s = max(DURATION_TOLERANCE_S, DURATION_TOLERANCE * duration_s)
-            # Audio that goes on is no fault where the manifest cuts the file into several utterances.
-            whole = utterance.offset_s == 0 and files[utterance.audio] == 1
-            real_s = measured.file_s if whole and measured.file_s > duration_s else measured.duration_s
-            if abs(real_s - duration_s) > tolerance_s:
-                detail = f"the manifest says {duration_s:.2f} s, the audio has {real_s:.2f} s"
-                faults.append(("error", "wrong duration", detail))
-            duration_s = real_s
-            if first is utterance and contents.setdefault(measured.digest, utterance) is not utterance:
-                same = contents[measured.digest]
-                also = "" if normalise(same.text) == normalise(utterance.text) else ", with another text"
-                faults.append(("warning", "duplicate audio", f"the same samples as {same.id}{also}"))
-            if abs(measured.offset) > DC_OFFSET:
-                detail = (
-                    f"the samples' mean is {measured.offset:+.3f} of full scale; filter it out, or mend the microphone"
-                )
-                faults.append(("warning", "DC offset", detail))
-            if measured.dbfs < SILENCE_DBFS:
-                faults.append(("warning", "silence", f"{measured.dbfs:.0f} dBFS on average"))
-            if measured.clipped > CLIPPED_SHARE:
-                faults.append(("warning", "clipping", f"{measured.clipped:.1%} of the samples at full scale"))
-        diagnosis.durations_s.append(duration_s)
-        lengths.append((utterance.id, duration_s))
-
+    measurements = each_in_threads(_measure, utterances, progress, "reading audio")
+    for utterance, measured in zip(utterances, measurements, strict=True):
         text = normalise(utterance.text)
-        diagnosis.characters += len(text)
-        texts[text] += 1
-        outside = Counter(character for character in text if tokens.unknown(character))
-        if not text:
-            faults.append(("error", "empty text", f"nothing is left of {utterance.text!r}"))
-        elif duration_s > 0:
-            speeds.append((utterance.id, len(text) / duration_s))
-        if outside:
-            unknown += outside
-            faults.append(("error", "text outside alphabet", f"{', '.join(map(repr, outside))} in {text!r}"))
-        token_ids = [ord(character) for character in text] if outside else tokens.encode(text)
-        frames = math.floor(duration_s / frame_shift_s + 1e-6)  # 1.16 / 0.04 is 28.999...
-        if min_frames(token_ids) > frames:
-            detail = f"{len(text)} characters need {min_frames(token_ids)} frames, {duration_s:.2f} s gives {frames}"
-            faults.append(("error", "too short for its text", detail))
+        duration_s = utterance.duration_s
+        faults = recordings.repeated(utterance)
+        if isinstance(measured, _Measured):
+            duration_s = recordings.duration_s(utterance, measured)
+            faults += recordings.faults(utterance, measured)
+        else:
+            faults.append(measured)
+        faults += _text_faults(utterance, text, tokens, duration_s, frame_shift_s)
         findings += [Finding(level, kind, utterance.id, detail) for level, kind, detail in faults]
+        diagnosis.durations_s.append(duration_s)
+        diagnosis.characters += len(text)
+        lengths.append((utterance.id, duration_s))
+        if text and duration_s > 0:
+            speeds.append((utterance.id, len(text) / duration_s))
+        texts[text] += 1
+        unknown.update(filter(tokens.unknown, text))
 
     findings += _outliers(lengths, "unusual duration", "s")
     findings += _outliers(speeds, "unusual speed", "characters/s")
     diagnosis.characters_per_s = [speed for _, speed in speeds]
     diagnosis.unknown = dict(unknown.most_common())
-    if rates:
-        shown = ", ".join(f"{rate} Hz ({count})" for rate, count in rates.most_common())
+    if rates := recordings.rates.most_common():
+        shown = ", ".join(f"{rate} Hz ({count})" for rate, count in rates)
         diagnosis.notes.append(f"{'sample rates' if len(rates) > 1 else 'sample rate'}: {shown}")
     if texts:
         text, count = texts.most_common(1)[0]
         often = f"; {count} times: {text[:40]!r}" if count > 1 else ""
         diagnosis.notes.append(f"{len(texts)} different texts{often}")
     return diagnosis
+
+
+class _Recordings:
+    """The recordings looked at so far, for those that come twice. files: how many utterances are cut from each."""
+
+    def __init__(self, files: Counter[Path], normalise: Callable[[str], str]) -> None:
+        self.rates: Counter[int] = Counter()
+        self._files, self._normalise = files, normalise
+        self._places: dict[tuple[str, float], Utterance] = {}
+        self._ids: dict[str, Utterance] = {}
+        self._contents: dict[bytes, Utterance] = {}
+
+    def repeated(self, utterance: Utterance) -> list[_Fault]:
+        """What the manifest alone tells: the same part of a recording, or the same name, once more."""
+        if not self._first(utterance):
+            detail = f"{utterance.audio} at {utterance.offset_s:.2f} s is listed twice"
+            return [("error", "duplicate utterance", detail)]
+        if (other := self._ids.setdefault(utterance.id, utterance)) is not utterance:
+            return [("warning", "ambiguous id", f"{utterance.audio} and {other.audio} would share it in reports")]
+        return []
+
+    def _first(self, utterance: Utterance) -> bool:
+        place = os.path.abspath(utterance.audio), round(utterance.offset_s, 3)  # noqa: PTH100
+        return self._places.setdefault(place, utterance) is utterance
+
+    def duration_s(self, utterance: Utterance, measured: _Measured) -> float:
+        """How long it really is. Audio that goes on counts where the manifest does not cut the file into several."""
+        whole = utterance.offset_s == 0 and self._files[utterance.audio] == 1
+        return measured.file_s if whole and measured.file_s > utterance.duration_s else measured.duration_s
+
+    def faults(self, utterance: Utterance, measured: _Measured) -> list[_Fault]:
+        """What is wrong with the audio of an utterance, which `repeated` has seen."""
+        found: list[_Fault] = []
+        self.rates[measured.sample_rate] += 1
+        said_s, real_s = utterance.duration_s, self.duration_s(utterance, measured)
+        if abs(real_s - said_s) > max(DURATION_TOLERANCE_S, DURATION_TOLERANCE * said_s):
+            detail = f"the manifest says {said_s:.2f} s, the audio has {real_s:.2f} s"
+            found.append(("error", "wrong duration", detail))
+        if self._first(utterance):
+            same = self._contents.setdefault(measured.digest, utterance)
+            if same is not utterance:
+                equal = self._normalise(same.text) == self._normalise(utterance.text)
+                also = "" if equal else ", with another text"
+                found.append(("warning", "duplicate audio", f"the same samples as {same.id}{also}"))
+        if abs(measured.offset) > DC_OFFSET:
+            detail = f"the samples' mean is {measured.offset:+.3f} of full scale; filter it out, or mend the microphone"
+            found.append(("warning", "DC offset", detail))
+        if measured.dbfs < SILENCE_DBFS:
+            found.append(("warning", "silence", f"{measured.dbfs:.0f} dBFS on average"))
+        if measured.clipped > CLIPPED_SHARE:
+            found.append(("warning", "clipping", f"{measured.clipped:.1%} of the samples at full scale"))
+        return found
+
+
+def _text_faults(
+    utterance: Utterance, text: str, tokens: Tokens, duration_s: float, frame_shift_s: float
+) -> list[_Fault]:
+    """What is wrong with a normalised text, and with its length beside that of the audio."""
+    found: list[_Fault] = []
+    if not text:
+        found.append(("error", "empty text", f"nothing is left of {utterance.text!r}"))
+    outside = dict.fromkeys(filter(tokens.unknown, text))
+    if outside:
+        found.append(("error", "text outside alphabet", f"{', '.join(map(repr, outside))} in {text!r}"))
+    token_ids = [ord(character) for character in text] if outside else tokens.encode(text)
+    frames = math.floor(duration_s / frame_shift_s + 1e-6)  # 1.16 / 0.04 is 28.999...
+    if min_frames(token_ids) > frames:
+        detail = f"{len(text)} characters need {min_frames(token_ids)} frames, {duration_s:.2f} s gives {frames}"
+        found.append(("error", "too short for its text", detail))
+    return found
 
 
 def histogram(values: Sequence[float], bins: int = 12, width: int = 40, unit: str = "s") -> list[str]:
@@ -285,12 +312,6 @@ class _Measured:
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Fault:
-    kind: str
-    detail: str
-
-
 def _measure(utterance: Utterance) -> _Measured | _Fault:
     try:
         info = audio.info(utterance.audio)
@@ -303,7 +324,7 @@ def _measure(utterance: Utterance) -> _Measured | _Fault:
         )
     except AsrError as error:
         kind = "unreadable audio" if utterance.audio.exists() else "missing audio"
-        return _Fault(kind, str(error).removeprefix(f"{utterance.audio}: "))
+        return "error", kind, str(error).removeprefix(f"{utterance.audio}: ")
     heard = waveform  # below 8 kHz, all that a recogniser gets: a hiss or click above it is still silence
     if info.sample_rate > audio.SAMPLE_RATE:
         heard = audio.resample(waveform, info.sample_rate, audio.SAMPLE_RATE)

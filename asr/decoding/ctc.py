@@ -258,16 +258,7 @@ class BeamSearch:
         if self._scorers:
             ranks[:, 1:] += gains
         ranks += self._gain[:, None]
-
-        # What ranks below `beam` others, or too far below the best, need not be sorted.
-        floor = ranks.max(initial=_NEVER) - self._score_range
-        if len(last) == self._beam:
-            floor = max(floor, ranks[:, 0].min())
-        scores = ranks.reshape(-1)
-        kept = (scores >= floor if floor > _NEVER else scores > _NEVER).nonzero()[0]
-        if len(kept) > self._beam:
-            kept = kept[_top(scores[kept], self._beam)]
-        row, column = np.divmod(kept, len(tokens) + 1)
+        row, column = np.divmod(self._best(ranks), len(tokens) + 1)
 
         new = column.nonzero()[0]
         grew, by = row[new], column[new] - 1
@@ -294,6 +285,16 @@ class BeamSearch:
             if self._trie.crowded():
                 self._node = np.array(self._trie.prune(self._node.tolist()))
                 self._parent = np.array([self._trie.parent(node) for node in self._node.tolist()])
+
+    def _best(self, ranks: np.ndarray) -> np.ndarray:
+        """Where in ranks (rows, K + 1), counted through, those stand that the beam keeps."""
+        # What ranks below `beam` others, or too far below the best, need not be sorted.
+        floor = ranks.max(initial=_NEVER) - self._score_range
+        if len(ranks) == self._beam:
+            floor = max(floor, ranks[:, 0].min())
+        scores = ranks.reshape(-1)
+        kept: np.ndarray = (scores >= floor if floor > _NEVER else scores > _NEVER).nonzero()[0]
+        return kept[_top(scores[kept], self._beam)] if len(kept) > self._beam else kept
 
     def _rows_of(self, nodes: np.ndarray) -> np.ndarray:
         """Where in the beam the prefixes of nodes (n,) stand; _NOWHERE for those that are not in it."""

@@ -131,21 +131,57 @@ def _sections(version: int, header_bytes: int, header: dict[str, Any]) -> list[_
     return sections
 
 
+class _Check:
+    """raises: LmError of a file for what is not right."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, right: object, message: str) -> None:
+        if not right:
+            raise LmError(f"{self.path}: {message}; it is damaged, build or copy it again")
+
+
 def read(path: Path, data: mmap.mmap) -> NgramModel:
     """The model of a binary file. Nothing is believed: a wrong number would be an index out of range, or an endless loop.
 
     raises: LmError.
     """
+    check = _Check(path)
+    version, header, sections = _read_header(data, check)
+    arrays = {
+        # Of this machine's own byte order, which is the file's nearly everywhere.
+        section.name: _native(np.frombuffer(data, section.dtype, section.count, section.offset))
+        for section in sections
+    }
+    counts = header["counts"]
+    n_words = counts[0]
+    if version == 1:
+        ends = 1 + n_words + np.cumsum(arrays["child_counts"], dtype=np.int64)
+        arrays["children"] = np.minimum(np.concatenate([[1, 1 + n_words], ends]), 1 << 31).astype(np.uint32)
+    _check_tree(arrays, counts, check)
+    vocabulary = arrays["vocabulary"].tobytes()
+    _check_vocabulary(vocabulary, n_words, check)
+    lexicon = None
+    if version > 1:
+        spellings = (arrays[f"spelling_{name}"] for name in ("children", "letters", "words", "best"))
+        lexicon = Lexicon(header["letters"], *spellings)
+        _check_lexicon(lexicon, n_words, check)
+    log_probs, backoffs, words, children, suffixes = (
+        arrays[name] for name in ("log_probs", "backoffs", "words", "children", "suffixes")
+    )
+    return NgramModel(
+        vocabulary, tuple(counts), log_probs, backoffs, words, children, suffixes, header["info"], lexicon
+    )
 
-    def check(right: object, message: str) -> None:
-        if not right:
-            raise LmError(f"{path}: {message}; it is damaged, build or copy it again")
 
+def _read_header(data: mmap.mmap, check: _Check) -> tuple[int, dict[str, Any], list[_Section]]:
+    """Version, header, and where the arrays are."""
     check(len(data) >= _PREAMBLE.size, f"expected a language model, got {len(data)} bytes")
     _, version, header_bytes = _PREAMBLE.unpack_from(data)
     if not 1 <= version <= _VERSION:
         raise LmError(
-            f"{path}: expected version 1 to {_VERSION} of the file, got {version}: build it again with this program"
+            f"{check.path}: expected version 1 to {_VERSION} of the file, got {version}: build it again with this program"
         )
     check(header_bytes <= _MAX_HEADER, f"expected a header of at most {_MAX_HEADER} bytes, got {header_bytes}")
     try:
@@ -155,8 +191,7 @@ def read(path: Path, data: mmap.mmap) -> NgramModel:
     check(isinstance(header, dict), "expected a header of JSON, got something else")
     if version == 1:
         header |= {"letters": "", "spellings": OUTSIDE + 1}
-    counts, info, letters = (header.get(key) for key in ("counts", "info", "letters"))
-    sizes = [header.get(key) for key in ("vocabulary_bytes", "spellings")]
+    counts, sizes = header.get("counts"), [header.get(key) for key in ("vocabulary_bytes", "spellings")]
     check(
         isinstance(counts, list)
         and 1 <= len(counts) <= MAX_ORDER
@@ -164,8 +199,8 @@ def read(path: Path, data: mmap.mmap) -> NgramModel:
         and len(SPECIAL_WORDS) <= counts[0] <= MAX_WORDS
         and sum(counts) <= MAX_NGRAMS
         and sizes[1] > OUTSIDE
-        and isinstance(letters, str)
-        and isinstance(info, dict),
+        and isinstance(header.get("letters"), str)
+        and isinstance(header.get("info"), dict),
         f"expected counts of n-grams, sizes of the vocabulary and its spellings and an info in the header, "
         f"got {str(header)[:80]}",
     )
@@ -173,28 +208,20 @@ def read(path: Path, data: mmap.mmap) -> NgramModel:
     for section in sections:  # before any is allocated for: a short file may claim the moon
         check(section.end <= len(data), f"expected {section.end} bytes with its {section.name}, got {len(data)}")
     check(sections[-1].end == len(data), f"expected {sections[-1].end} bytes, got {len(data)}")
-    arrays = {
-        # Of this machine's own byte order, which is the file's nearly everywhere.
-        section.name: _native(np.frombuffer(data, section.dtype, section.count, section.offset))
-        for section in sections
-    }
-    log_probs, backoffs, last_words, suffixes = (
-        arrays[name] for name in ("log_probs", "backoffs", "words", "suffixes")
-    )
-    n_words = counts[0]
+    return version, header, sections
 
+
+def _check_tree(arrays: dict[str, np.ndarray], counts: list[int], check: _Check) -> None:
     # Minima and maxima need no memory, and NaN wins both.
+    log_probs, backoffs, children, suffixes = (
+        arrays[name] for name in ("log_probs", "backoffs", "children", "suffixes")
+    )
     check(np.isfinite(log_probs.min()) and log_probs.max() <= SLACK, "expected log-probabilities, got other numbers")
     check(np.isfinite(backoffs.min()) and np.isfinite(backoffs.max()), "expected finite back-offs, got others")
-    check(last_words.max(initial=0) < n_words, f"expected word ids below {n_words}, got one above")
-    first = 1 + np.cumsum([0, *counts])  # each level's first node
-    if version > 1:
-        children = arrays["children"]
-    else:
-        ends = 1 + n_words + np.cumsum(arrays["child_counts"], dtype=np.int64)
-        children = np.minimum(np.concatenate([[1, 1 + n_words], ends]), 1 << 31).astype(np.uint32)
+    check(arrays["words"].max(initial=0) < counts[0], f"expected word ids below {counts[0]}, got one above")
     check((children[1:] >= children[:-1]).all(), "expected the children of n-grams in order, got some out of it")
     check(children[0] == 1, "expected the words as children of the root, got others")
+    first = 1 + np.cumsum([0, *counts])  # each level's first node
     for k in range(len(counts)):
         got = int(children[first[k]]) - int(first[k])
         check(got == counts[k], f"expected {counts[k]} {k + 1}-grams, got {got} below the {k}-grams")
@@ -202,7 +229,8 @@ def read(path: Path, data: mmap.mmap) -> NgramModel:
         part = suffixes[first[k - 1] - first[2] : first[k] - first[2]]
         check(((part > 0) & (part < first[k - 1])).all(), f"expected the suffixes of {k}-grams to be shorter")
 
-    vocabulary = arrays["vocabulary"].tobytes()
+
+def _check_vocabulary(vocabulary: bytes, n_words: int, check: _Check) -> None:
     n_lines = vocabulary.count(b"\n") + 1
     try:
         vocabulary.decode()
@@ -214,20 +242,19 @@ def read(path: Path, data: mmap.mmap) -> NgramModel:
         vocabulary == start or vocabulary.startswith(start + b"\n"),
         f"expected a vocabulary that starts with {' '.join(SPECIAL_WORDS)}",
     )
-    lexicon = None
-    if version > 1:
-        lexicon = Lexicon(letters, *(arrays[f"spelling_{name}"] for name in ("children", "letters", "words", "best")))
-        check(
-            lexicon.children[0] == OUTSIDE + 1
-            and lexicon.children[-1] == len(lexicon)
-            and (lexicon.children[1:] >= lexicon.children[:-1]).all()
-            and lexicon.letter.max() < max(len(letters), 1)
-            and lexicon.word.max() < n_words
-            and np.isfinite(lexicon.best.min())
-            and lexicon.best.max() <= SLACK,
-            "expected a tree of spellings, got other numbers",
-        )
-    return NgramModel(vocabulary, tuple(counts), log_probs, backoffs, last_words, children, suffixes, info, lexicon)
+
+
+def _check_lexicon(lexicon: Lexicon, n_words: int, check: _Check) -> None:
+    check(
+        lexicon.children[0] == OUTSIDE + 1
+        and lexicon.children[-1] == len(lexicon)
+        and (lexicon.children[1:] >= lexicon.children[:-1]).all()
+        and lexicon.letter.max() < max(len(lexicon.letters), 1)
+        and lexicon.word.max() < n_words
+        and np.isfinite(lexicon.best.min())
+        and lexicon.best.max() <= SLACK,
+        "expected a tree of spellings, got other numbers",
+    )
 
 
 def _native(array: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from asr import __version__, audio, files
 from asr.errors import AsrError
 from asr.models import ENCODER, PARTS, SUBWORDS, onnxfile
+from asr.tokens import Tokens
 from asr.training import checkpoint, config, encoder, exported, launch
 from asr.training.model import AcousticModel
 
@@ -93,24 +94,29 @@ def export(
         if int8:
             graph = _quantised(graph, Path(folder), named)
             _check_sound(model, graph.SerializeToString())
-    card = {
-        "schema": ENCODER if model.network.encoder else SUBWORDS if tokens.subwords else PARTS,
-        "name": name or settings.name,
+    card = _card(model, settings, tokens, name or settings.name)
+    training = state.get("training", {}) | ({"temperature": temperature} if temperature != 1 else {})
+    _write(graph, card | {"precision": "int8" if int8 else "float32", "training": training}, out)
+
+
+def _card(model: AcousticModel, settings: config.Config, tokens: Tokens, name: str) -> dict[str, Any]:
+    """What a recogniser has to know of its network."""
+    encoder = model.network.encoder
+    return {
+        "schema": ENCODER if encoder else SUBWORDS if tokens.subwords else PARTS,
+        "name": name,
         "tokens": tokens.symbols,
         "sample_rate": audio.SAMPLE_RATE,
         "frame_shift": model.frame_shift,
         "receptive_field": model.receptive_field,
         "bidirectional": settings.network.bidirectional,
-        **({"window_s": _WINDOW_S, "left_context_s": _LEFT_CONTEXT_S} if model.network.encoder else {}),
+        **({"window_s": _WINDOW_S, "left_context_s": _LEFT_CONTEXT_S} if encoder else {}),
         "description": settings.description,
         "licence": settings.licence,
         "normaliser": settings.data.normaliser,
-        "precision": "int8" if int8 else "float32",
-        "training": state.get("training", {}) | ({"temperature": temperature} if temperature != 1 else {}),
         "config": _portable(settings),
         "version": __version__,
     }
-    _write(graph, card, out)
 
 
 class _Graph(nn.Module):

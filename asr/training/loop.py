@@ -323,19 +323,13 @@ class Training:
         stream = self.settings.stream
         if stream is None:
             return None, 0
-        share, part, context, left = torch.rand(4).tolist()
+        share, *places = torch.rand(4).tolist()
         if share >= stream.share:
             return None, 0
         shift_s = self.model.frame_shift / SAMPLE_RATE
-        drawn = [
-            round((low + place * (high - low)) / shift_s)
-            for place, (low, high) in (
-                (part, stream.chunk_s),
-                (context, stream.right_context_s),
-                (left, stream.left_context_s),
-            )
-        ]
-        return (max(1, drawn[0]), drawn[1]), drawn[2]
+        ranges = zip(places, (stream.chunk_s, stream.right_context_s, stream.left_context_s), strict=True)
+        chunk, right, left = (round((low + place * (high - low)) / shift_s) for place, (low, high) in ranges)
+        return (max(1, chunk), right), left
 
     def _update_ema(self) -> None:
         if not self.ema:
@@ -378,9 +372,8 @@ class Training:
         state.batch_in_epoch, state.loss_sum, state.token_sum, state.audio_s, state.epoch_s = 0, 0.0, 0, 0.0, 0.0
         self.save()
         if self.fabric.is_global_zero:
-            self.weights.remove(
-                state.history
-            )  # after saving: a training resumed in this epoch may end it with other errors on a GPU
+            # After saving: a training resumed in this epoch may end it with other errors on a GPU.
+            self.weights.remove(state.history)
         self.fabric.barrier()
 
     def _count_time(self) -> None:
@@ -436,15 +429,12 @@ class Training:
             return
         self._settle()
         with self.profile.part("saving"):
-            self._save()
-
-    def _save(self) -> None:
-        self.state.log_bytes = self.log.flush()
-        tensors = checkpoint.pack("model", self.model.state_dict()) | checkpoint.pack("ema", self.ema)
-        optimiser = self.raw_optimiser.state_dict()["state"]
-        tensors |= checkpoint.pack("optimiser", {str(index): slots for index, slots in optimiser.items()})
-        progress = {**self.origin, "progress": vars(self.state)}
-        checkpoint.save(self.run / "last.safetensors", tensors, progress)
+            self.state.log_bytes = self.log.flush()
+            tensors = checkpoint.pack("model", self.model.state_dict()) | checkpoint.pack("ema", self.ema)
+            optimiser = self.raw_optimiser.state_dict()["state"]
+            tensors |= checkpoint.pack("optimiser", {str(index): slots for index, slots in optimiser.items()})
+            progress = {**self.origin, "progress": vars(self.state)}
+            checkpoint.save(self.run / "last.safetensors", tensors, progress)
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint that `save` wrote."""
@@ -476,8 +466,7 @@ class Training:
         results = {}
         for name, weights in candidates.items():
             self.model.load_state_dict(weights)
-            scored, _ = self.evaluate(self.dev_set)
-            results[name] = scored
+            results[name], _ = self.evaluate(self.dev_set)
         chosen = min(results, key=lambda name: rates(results[name])[::-1])
         report = metrics.report(results[chosen])
         wer, cer = rates(results[chosen])
