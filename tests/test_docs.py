@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -25,6 +26,19 @@ def test_every_file_of_the_root_and_every_folder_is_in_the_listing() -> None:
 def test_the_path_of_an_utterance_can_be_read_in_an_evening() -> None:
     assert len(CORE) == 17
     assert sum(len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in CORE) <= 5000
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "asr").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_have_500_lines_and_functions_70_at_most(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    kinds = ast.FunctionDef, ast.AsyncFunctionDef
+    lengths = {
+        f"{node.name}, line {node.lineno}": 1 + (node.end_lineno or 0) - node.lineno
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, kinds)
+    }
+    assert len(text.splitlines()) <= 500
+    assert [name for name, length in lengths.items() if length > 70] == []
 
 
 def test_the_walks_lead_through_files_that_are_there() -> None:

@@ -96,7 +96,7 @@ def report(
     terminal.refuse_existing(output, overwrite)
     if output.is_dir() or not os.access(output.parent, os.W_OK):  # before the work
         raise AsrError(f"{output}: expected the name of a file that may be written; name another with -o")
-    from asr.training.report import build
+    from asr.training.report.page import build
 
     with terminal.interruptible():
         page = build(run, manifest=manifest, device=device, threads=threads)

@@ -23,8 +23,10 @@ from asr import cli as commands
 from asr.manifest import ManifestError, Utterance, write
 from asr.metrics import Scored
 from asr.tokens import Span
-from asr.training import checkpoint, config, loop, report
-from asr.training.report import ReportError, build
+from asr.training import checkpoint, config, loop
+from asr.training.report import page as report_page
+from asr.training.report import pictures
+from asr.training.report.page import ReportError, build
 
 HOSTILE = '"><img src=x onerror=alert(1)></script><script>alert(2)</script>'
 TEXTS = ["ab", "c", "<script>", "cab abc b", "a b c", "bca", "aa", "cc", "b a", "abc", "c c", "b"]
@@ -150,7 +152,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, str], str
                 for number, one in enumerate(utterances)
             ]
 
-        monkeypatch.setattr(report, "_recognise", recognise)
+        monkeypatch.setattr(report_page, "_recognise", recognise)
 
     return patch
 
@@ -158,7 +160,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, str], str
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the worst utterances: drawing takes most of a page's time."""
-    monkeypatch.setattr(report, "_posteriors", lambda *_: "")
+    monkeypatch.setattr(pictures, "posteriors", lambda *_: "")
 
 
 def move_dev(run: Path, manifest: Path) -> None:
@@ -202,13 +204,14 @@ def test_texts_of_the_corpus_are_never_markup(html: str) -> None:
 
 
 def test_half_a_surrogate_pair_does_not_break_the_page() -> None:
-    assert report._text("a\ud83d<") == "a?&lt;"
+    filling = {key: {} for key in ("facts", "settings", "curves", "gradients", "errors", "dev_report", "failed")}
+    assert "<h1>a?&lt;</h1>" in report_page.render(name="a\ud83d<", notes=[], **filling)
 
 
 def test_pictures_and_sound_can_be_decoded(html: str) -> None:
     page = parse(html)
     shown = headings(html)
-    assert 0 < len(shown) <= report.WORST
+    assert 0 < len(shown) <= report_page.WORST
     assert len(page.all("audio")) == len(shown)
     for audio, number in zip(page.all("audio"), shown, strict=True):
         data = decoded(audio["src"], "audio/mpeg")
@@ -236,8 +239,8 @@ def test_pictures_and_sound_can_be_decoded(html: str) -> None:
 def test_figures_are_those_of_the_training(html: str, finished: Path) -> None:
     figures = json.loads((finished / "dev_report.json").read_text())
     text = parse(html).text
-    assert f"WER, greedy{report._percent(figures['wer'])} (95 % interval" in text
-    assert f"CER, greedy{report._percent(figures['cer'])} (95 % interval" in text
+    assert f"WER, greedy{report_page._percent(figures['wer'])} (95 % interval" in text
+    assert f"CER, greedy{report_page._percent(figures['cer'])} (95 % interval" in text
     assert f"{figures['utterances']} utterances, 0.00 hours" in text
     assert "epochs3 of at most 3" in text
     assert "not finished" not in text
@@ -274,7 +277,7 @@ def test_confusions_of_words_and_characters(
 
 
 def test_long_utterances_are_cut(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_SHOWN_S", 0.25)
+    monkeypatch.setattr(report_page, "_SHOWN_S", 0.25)
     html = of(finished)
     assert html.count("Sound and pictures are of the first 0 s.") == len(headings(html))
     for audio in parse(html).all("audio"):
@@ -285,7 +288,7 @@ def test_words_begin_where_their_first_token_does() -> None:
     axes = Figure().subplots()
     symbols = [" ab", "c", " ", "b", "a", " c"]
     spans = [Span(2 * number, 2 * number + 1, 1.0) for number in range(6)]
-    report._words(axes, spans, symbols, 0.5, 5.5)
+    pictures.show_words(axes, spans, symbols, 0.5, 5.5)
     assert [(text.get_text(), text.xy[0]) for text in axes.texts] == [("abc", 0.0), ("ba", 3.0), ("c", 5.0)]
 
 
@@ -410,7 +413,7 @@ def test_the_command_writes_the_page(
 def test_outputs_are_refused_before_the_work(
     finished: Path, tmp_path: Path, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "build", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(report_page, "build", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / "old.html").write_text("mine")
     assert "the file exists already; use --overwrite" in command("report", finished, "-o", tmp_path / "old.html")
     assert "expected the name of a file" in command("report", finished, "-o", tmp_path, "--overwrite")
@@ -422,7 +425,8 @@ def test_without_librosa_it_is_said_how_to_get_it(
     finished: Path, tmp_path: Path, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "librosa", None)
-    monkeypatch.delitem(sys.modules, "asr.training.report")
+    for name in ("", ".page", ".pictures"):
+        monkeypatch.delitem(sys.modules, f"asr.training.report{name}")
     said = command("report", finished, "-o", tmp_path / "page.html")
     assert "this command needs librosa, which is not installed" in said
     assert "pip install '.[plots]'" in said
@@ -430,7 +434,7 @@ def test_without_librosa_it_is_said_how_to_get_it(
 
 def test_layers_and_bars_are_named_apart() -> None:
     layers = ["conv.0", "conv.2", "layers.0", "layers.0.directions.0", "layers.0.directions.1", "output.0", "output.1"]
-    assert report._layer_names(layers) == [
+    assert pictures.layer_names(layers) == [
         "convolution 1",
         "convolution 2",
         "layer 1, norm and projection",
@@ -439,4 +443,8 @@ def test_layers_and_bars_are_named_apart() -> None:
         "output, norm",
         "output",
     ]
-    assert report._told_apart(["a long speaker 1", "a long speaker 2", "me"], 10) == ["1: a long…", "2: a long…", "me"]
+    assert pictures.short_names(["a long speaker 1", "a long speaker 2", "me"], 10) == [
+        "1: a long…",
+        "2: a long…",
+        "me",
+    ]
