@@ -19,7 +19,7 @@ DATA = Path(__file__).parent / "data"
 FLOORS = [
     *("errors", "files", "spoken", "text", "tokens", "subtitles", "terminal", "metrics", "manifest"),
     *("audio", "models", "transcript", "lm", "decoding", "pauses", "stream", "recognizer", "session", "evaluation"),
-    *("corpus", "training"),
+    *("corpus", "training", "serving"),
     *("cli", "__main__"),
 ]
 HEAVY = {
@@ -55,6 +55,8 @@ def test_imports_point_one_way(path: Path) -> None:
     found = imports(path)
     if module != "training":
         assert not {name.split(".")[0] for name in found} & HEAVY
+    if module != "serving":
+        assert "aiohttp" not in {name.split(".")[0] for name in found}
     ours = {name.split(".")[1] for name in found if name.startswith("asr.")} - {"__version__"}
     if module != "__init__":  # which has the public names for `from asr import ...`
         assert ours <= {*FLOORS[: FLOORS.index(module) + 1]}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from asr import __version__, terminal
-from asr.cli import align, evaluate, info, label, live, lm, manifest, train, transcribe
+from asr.cli import align, evaluate, info, label, live, lm, manifest, serve, train, transcribe
 from asr.errors import AsrError
 
 app = typer.Typer(
@@ -25,6 +25,10 @@ for command, examples in (
     (transcribe.transcribe, "Examples: `asr transcribe talk.mp3` — `asr transcribe -r recordings -f txt,srt -o texts`"),
     (align.align, "Examples: `asr align talk.wav talk.txt -o talk.TextGrid` — `asr align seven.wav seven -f ctm`"),
     (live.live, "Examples: `asr live` — `asr live --save talk.wav -o talk.srt` — `asr live --from talk.mp3`"),
+    (
+        serve.serve,
+        "Examples: `asr serve` — `asr serve --grammar commands.jsgf --reject 1` — `asr serve --host 0.0.0.0`",
+    ),
     (train.train, "Example: `asr train recipes/fsdd/config.yaml network.hidden=128 epochs=10 --run runs/small`"),
     (train.adapt, "Example: `asr adapt runs/english me.jsonl -o runs/me`, then `asr export runs/me -o me.onnx`"),
     (evaluate.evaluate, "Example: `asr evaluate english data/test.jsonl`"),
@@ -79,6 +83,7 @@ def main() -> None:
             "librosa": "plots",
             "faster_whisper": "label",
             "sentencepiece": "train",
+            "aiohttp": "serve",
         }
         extra = extras.get(str(error.name).split(".")[0])
         if extra is None:

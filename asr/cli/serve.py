@@ -1,0 +1,166 @@
+"""The command `asr serve`: files, live streams and a page, over the network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from asr import terminal
+from asr.cli import options
+
+if TYPE_CHECKING:
+    from asr.serving.settings import Settings
+
+
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help="A model file, or a name; several for up to four, the first is the default."
+        ),
+    ] = None,
+    beam: options.Beam = 128,
+    lm: options.Lm = None,
+    decoding: options.Weights = None,
+    hotwords: options.HotWords = None,
+    grammar: options.GrammarFile = None,
+    reject: options.Reject = None,
+    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for other machines too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free, as printed.", min=0, max=65535)] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="What clients must bring as their API key.", show_default="$ASR_TOKEN, or made"),
+    ] = None,
+    no_token: Annotated[bool, typer.Option("--no-token", help="Whoever reaches the server may use it.")] = False,
+    allow_host: Annotated[list[str] | None, typer.Option(help="Another name that this server is called by.")] = None,
+    allow_origin: Annotated[list[str] | None, typer.Option(help="Another site whose pages may use it.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="A certificate (PEM), for https.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Files recognised at a time.", min=1, show_default="cores, at most 4")
+    ] = None,
+    max_streams: Annotated[
+        int | None, typer.Option(help="Live streams at a time.", min=0, show_default="4 a core")
+    ] = None,
+    max_queue: Annotated[int, typer.Option(help="Files that may wait.", min=1)] = 32,
+    max_upload: Annotated[float, typer.Option(help="MiB of a file.", min=0.001)] = 512,
+    max_audio: Annotated[float, typer.Option(help="Hours of a file.", min=0.0001)] = 4,
+    max_stream: Annotated[float, typer.Option(help="Hours of a live stream.", min=0.0001)] = 4,
+    job_timeout: Annotated[float, typer.Option(help="Seconds that a file may take.", min=0.1)] = 3600,
+    worker_memory: Annotated[float, typer.Option(help="GiB of a worker.", min=0.25)] = 2,
+    rate_limit: Annotated[int, typer.Option(help="Requests a minute from one address; 0: any number.", min=0)] = 0,
+    alias: Annotated[list[str] | None, typer.Option(help="Another name of the default model.")] = None,
+    language: Annotated[str, typer.Option(help="What is spoken, as en; any: whatever a client says.")] = "en",
+    temp: Annotated[
+        Path | None, typer.Option(help="A folder for uploads while they are heard.", show_default="the system's")
+    ] = None,
+    no_page: Annotated[bool, typer.Option("--no-page", help="No page at /.")] = False,
+    no_metrics: Annotated[bool, typer.Option("--no-metrics", help="No /metrics.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line a request.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="The log as JSON lines.")] = False,
+) -> None:
+    """Recognise files and live streams for other programs, and in a page with a microphone; offline, Ctrl-C ends."""
+    models = [options.as_onnx(name) for name in model or ["english"]]
+    steering = options.steering(models[0], beam, lm, decoding, hotwords, grammar, reject)
+    options.refuse(
+        (len(models) > 4, "--model", f"expected at most 4, got {len(models)}"),
+        (token_file is not None and no_token, "--no-token", "contradicts --token-file"),
+        (tls_cert is not None and tls_key is None, "--tls-key", "is needed with --tls-cert"),
+        (tls_cert is None and tls_key is not None, "--tls-cert", "is needed with --tls-key"),
+    )
+    from asr.serving.settings import Settings, cores, is_loopback
+
+    token = None if no_token else _token(token_file)
+    made = token is None and not no_token and not is_loopback(host)
+    if made:
+        import secrets
+
+        token = secrets.token_hex(16)
+    settings = Settings(
+        models=tuple(models),
+        steering=steering,
+        host=host,
+        port=port,
+        token=token,
+        no_token=no_token,
+        allow_hosts=tuple(allow_host or ()),
+        allow_origins=tuple(origin.rstrip("/") for origin in allow_origin or ()),
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        workers=min(cores(), 4) if workers is None else workers,
+        max_streams=4 * cores() if max_streams is None else max_streams,
+        max_queue=max_queue,
+        max_upload=round(max_upload * (1 << 20)),
+        max_audio_s=max_audio * 3600,
+        max_stream_s=max_stream * 3600,
+        job_timeout_s=job_timeout,
+        worker_memory=round(worker_memory * (1 << 30)),
+        rate_limit=rate_limit,
+        aliases=tuple(alias or ()),
+        language=language,
+        temp=temp,
+        page=not no_page,
+        metrics=not no_metrics,
+    )
+    _log(quiet, log_json)
+    with terminal.interruptible():
+        _run(settings, shown=f"#token={token}" if made else "")
+
+
+def _token(file: Path | None) -> str | None:
+    """What clients must bring, from a file or the environment: what is an argument, all users of a machine can read."""
+    if file is None:
+        return os.environ.get("ASR_TOKEN") or None
+    from asr.serving.settings import ServeError
+
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServeError(
+            f"{file}: cannot be read as a token: {getattr(error, 'strerror', None) or 'no text'}"
+        ) from None
+    if not token:
+        raise ServeError(f"{file}: expected a token, got an empty file; make one: openssl rand -hex 16")
+    return token
+
+
+def _log(quiet: bool, as_json: bool) -> None:
+    """A line a request on stderr."""
+    import logging
+
+    from asr.serving.app import Lines
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            terminal.note(self.format(record))
+
+    log = logging.getLogger("asr.serving")
+    log.handlers = [Notes()]
+    log.handlers[0].setFormatter(Lines(as_json))
+    log.propagate = False
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def _run(settings: Settings, shown: str) -> None:
+    import asyncio
+
+    from asr.serving.app import run
+
+    async def served() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        count = f"{settings.workers} worker{'s' * (settings.workers != 1)}"
+
+        def ready(address: str) -> None:
+            names = ", ".join(Path(model).stem for model in settings.models)
+            terminal.show(f"{address}{shown}  {names}, {count}\n")
+
+        def end() -> None:
+            loop.call_soon_threadsafe(stop.set)
+
+        with terminal.ending(end):
+            await run(settings, stop, ready)
+
+    asyncio.run(served())

@@ -1,0 +1,60 @@
+"""What is wrong with a request, as clients of OpenAI's interface expect to be told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from aiohttp import web
+
+
+class ApiError(Exception):
+    """An answer that is an error: its status, a code for programs, a message for people, and the field it is about."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+        self.headers = dict(headers or {})
+        if status in (408, 413):  # the rest of the body is not wanted
+            self.headers["Connection"] = "close"
+        if status in (400, 408, 413, 504):  # the same again would fail again
+            self.headers["x-should-retry"] = "false"
+
+    @property
+    def body(self) -> dict[str, dict[str, str | None]]:
+        kinds = {429: "rate_limit_error"}
+        kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> web.Response:
+        response = web.json_response(self.body, status=self.status, headers=self.headers, dumps=dumps)
+        if "Connection" in self.headers:
+            response.force_close()
+        return response
+
+
+def dumps(value: object) -> str:
+    """JSON as it goes out: letters as they are."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def invalid(message: str, param: str, code: str = "invalid_value") -> ApiError:
+    """A field that is not as it should be."""
+    return ApiError(400, code, message, param)
+
+
+def overloaded(seconds: float) -> ApiError:
+    """Come back later. seconds: when."""
+    wait = str(max(1, min(120, round(seconds))))
+    return ApiError(503, "overloaded", "the server is busy; try again later", headers={"Retry-After": wait})
+
+
+def shutting_down() -> ApiError:
+    return ApiError(503, "shutting_down", "the server is ending; try again later", headers={"Retry-After": "5"})
