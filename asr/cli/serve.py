@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,99 +17,97 @@ if TYPE_CHECKING:
     from asr.serving.settings import Settings
 
 
-def serve(
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """The options of the command; unless it says otherwise, what each is stands in asr.serving.settings."""
+
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", "-m", help="A model file, or a name; several for up to four, the first is the default."
+            "--model",
+            "-m",
+            help="A model file, or a name; several for up to four, the first is the default.",
+            show_default="english",
         ),
-    ] = None,
-    beam: options.Beam = 128,
-    lm: options.Lm = None,
-    decoding: options.Weights = None,
-    hotwords: options.HotWords = None,
-    grammar: options.GrammarFile = None,
-    reject: options.Reject = None,
-    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for other machines too.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any that is free, as printed.", min=0, max=65535)] = 8000,
+    ] = None
+    steering: options.Steering
+    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for other machines too.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(help="0: any that is free, as printed.", min=0, max=65535)] = 8000
     token_file: Annotated[
-        Path | None,
-        typer.Option(help="What clients must bring as their API key.", show_default="$ASR_TOKEN, or made"),
-    ] = None,
-    no_token: Annotated[bool, typer.Option("--no-token", help="Whoever reaches the server may use it.")] = False,
-    allow_host: Annotated[list[str] | None, typer.Option(help="Another name that this server is called by.")] = None,
-    allow_origin: Annotated[list[str] | None, typer.Option(help="Another site whose pages may use it.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="A certificate (PEM), for https.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+        Path | None, typer.Option(help="What clients must bring as their API key.", show_default="$ASR_TOKEN, or made")
+    ] = None
+    no_token: Annotated[bool, typer.Option("--no-token", help="Whoever reaches the server may use it.")] = False
+    allow_host: Annotated[list[str] | None, typer.Option(help="Another name that this server is called by.")] = None
+    allow_origin: Annotated[list[str] | None, typer.Option(help="Another site whose pages may use it.")] = None
+    tls_cert: Annotated[Path | None, typer.Option(help="A certificate (PEM), for https.")] = None
+    tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None
     workers: Annotated[
         int | None, typer.Option(help="Files recognised at a time.", min=1, show_default="cores, at most 4")
-    ] = None,
-    max_streams: Annotated[
-        int | None, typer.Option(help="Live streams at a time.", min=0, show_default="4 a core")
-    ] = None,
-    max_queue: Annotated[int, typer.Option(help="Files that may wait.", min=1)] = 32,
-    max_upload: Annotated[float, typer.Option(help="MiB of a file.", min=0.001)] = 512,
-    max_audio: Annotated[float, typer.Option(help="Hours of a file.", min=0.0001)] = 4,
-    max_stream: Annotated[float, typer.Option(help="Hours of a live stream.", min=0.0001)] = 4,
-    job_timeout: Annotated[float, typer.Option(help="Seconds that a file may take.", min=0.1)] = 3600,
-    worker_memory: Annotated[float, typer.Option(help="GiB of a worker.", min=0.25)] = 2,
-    rate_limit: Annotated[int, typer.Option(help="Requests a minute from one address; 0: any number.", min=0)] = 0,
-    alias: Annotated[list[str] | None, typer.Option(help="Another name of the default model.")] = None,
-    language: Annotated[str, typer.Option(help="What is spoken, as en; any: whatever a client says.")] = "en",
+    ] = None
+    max_queue: Annotated[int, typer.Option(help="Files that may wait.", min=1)] = 32
+    max_upload: Annotated[float, typer.Option(help="MiB of a file.", min=0.001)] = 512
+    max_audio: Annotated[float, typer.Option(help="Hours of a file.", min=0.0001)] = 4
+    job_timeout: Annotated[float, typer.Option(help="Seconds that a file may take.", min=0.1)] = 3600
+    worker_memory: Annotated[float, typer.Option(help="GiB of a worker.", min=0.25)] = 2
+    rate_limit: Annotated[int, typer.Option(help="Requests a minute from one address; 0: any number.", min=0)] = 0
+    alias: Annotated[list[str] | None, typer.Option(help="Another name of the default model.")] = None
+    language: Annotated[str, typer.Option(help="What is spoken, as en; any: whatever a client says.")] = "en"
     temp: Annotated[
         Path | None, typer.Option(help="A folder for uploads while they are heard.", show_default="the system's")
-    ] = None,
-    no_page: Annotated[bool, typer.Option("--no-page", help="No page at /.")] = False,
-    no_metrics: Annotated[bool, typer.Option("--no-metrics", help="No /metrics.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line a request.")] = False,
-    log_json: Annotated[bool, typer.Option("--log-json", help="The log as JSON lines.")] = False,
-) -> None:
-    """Recognise files and live streams for other programs, and in a page with a microphone; offline, Ctrl-C ends."""
-    models = [options.as_onnx(name) for name in model or ["english"]]
-    steering = options.steering(models[0], beam, lm, decoding, hotwords, grammar, reject)
-    options.refuse(
-        (len(models) > 4, "--model", f"expected at most 4, got {len(models)}"),
-        (token_file is not None and no_token, "--no-token", "contradicts --token-file"),
-        (tls_cert is not None and tls_key is None, "--tls-key", "is needed with --tls-cert"),
-        (tls_cert is None and tls_key is not None, "--tls-cert", "is needed with --tls-key"),
-    )
-    from asr.serving.settings import Settings, cores, is_loopback
+    ] = None
+    no_metrics: Annotated[bool, typer.Option("--no-metrics", help="No /metrics.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line a request.")] = False
+    log_json: Annotated[bool, typer.Option("--log-json", help="The log as JSON lines.")] = False
 
-    token = None if no_token else _token(token_file)
-    made = token is None and not no_token and not is_loopback(host)
-    if made:
-        import secrets
+    def settings(self) -> Settings:
+        """raises: BadParameter where options contradict each other; ServeError."""
+        options.refuse(
+            (len(self.model or []) > 4, "--model", f"expected at most 4, got {len(self.model or [])}"),
+            (self.token_file is not None and self.no_token, "--no-token", "contradicts --token-file"),
+            (self.tls_cert is not None and self.tls_key is None, "--tls-key", "is needed with --tls-cert"),
+            (self.tls_cert is None and self.tls_key is not None, "--tls-cert", "is needed with --tls-key"),
+        )
+        models = [options.as_onnx(name) for name in self.model or ["english"]]
+        steering = self.steering.arguments(models[0])
+        from asr.serving.settings import Settings, cores, is_loopback
 
-        token = secrets.token_hex(16)
-    settings = Settings(
-        models=tuple(models),
-        steering=steering,
-        host=host,
-        port=port,
-        token=token,
-        no_token=no_token,
-        allow_hosts=tuple(allow_host or ()),
-        allow_origins=tuple(origin.rstrip("/") for origin in allow_origin or ()),
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        workers=min(cores(), 4) if workers is None else workers,
-        max_streams=4 * cores() if max_streams is None else max_streams,
-        max_queue=max_queue,
-        max_upload=round(max_upload * (1 << 20)),
-        max_audio_s=max_audio * 3600,
-        max_stream_s=max_stream * 3600,
-        job_timeout_s=job_timeout,
-        worker_memory=round(worker_memory * (1 << 30)),
-        rate_limit=rate_limit,
-        aliases=tuple(alias or ()),
-        language=language,
-        temp=temp,
-        page=not no_page,
-        metrics=not no_metrics,
-    )
-    _log(quiet, log_json)
+        token = None if self.no_token else _token(self.token_file)
+        if token is None and not self.no_token and not is_loopback(self.host):
+            token = secrets.token_hex(16)
+        return Settings(
+            models=tuple(models),
+            steering=steering,
+            host=self.host,
+            port=self.port,
+            token=token,
+            no_token=self.no_token,
+            allow_hosts=tuple(self.allow_host or ()),
+            allow_origins=tuple(origin.rstrip("/") for origin in self.allow_origin or ()),
+            tls_cert=self.tls_cert,
+            tls_key=self.tls_key,
+            workers=min(cores(), 4) if self.workers is None else self.workers,
+            max_queue=self.max_queue,
+            max_upload=round(self.max_upload * (1 << 20)),
+            max_audio_s=self.max_audio * 3600,
+            job_timeout_s=self.job_timeout,
+            worker_memory=round(self.worker_memory * (1 << 30)),
+            rate_limit=self.rate_limit,
+            aliases=tuple(self.alias or ()),
+            language=self.language,
+            temp=self.temp,
+            metrics=not self.no_metrics,
+        )
+
+
+@options.grouped
+def serve(asked: _Asked) -> None:
+    """Recognise files for other programs, over the network; offline, Ctrl-C ends."""
+    settings = asked.settings()
+    _log(asked.quiet, asked.log_json)
+    # A token that nobody chose is shown, after a mark that keeps it out of logs.
+    made = settings.token is not None and asked.token_file is None and settings.token != os.environ.get("ASR_TOKEN")
     with terminal.interruptible():
-        _run(settings, shown=f"#token={token}" if made else "")
+        _run(settings, shown=f"#token={settings.token}" * made)
 
 
 def _token(file: Path | None) -> str | None:

@@ -20,7 +20,7 @@ from asr.serving.errors import ApiError, dumps, invalid
 from asr.serving.service import AUDIO_S, REQUEST_ID, SERVICE, Service
 from asr.serving.settings import Settings
 from asr.serving.upload import Upload, received
-from asr.serving.workers import Task
+from asr.serving.worker import Task
 from asr.transcript import Transcript, Word
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")

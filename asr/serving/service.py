@@ -18,8 +18,8 @@ from asr.recognizer import Recognizer
 from asr.serving.errors import ApiError, overloaded, shutting_down
 from asr.serving.guard import Guard
 from asr.serving.metrics import Metrics
+from asr.serving.pool import Pool
 from asr.serving.settings import ServeError, Settings, cores
-from asr.serving.workers import Pool
 
 # Names under which other programs ask for a recogniser.
 ALIASES = (

@@ -21,10 +21,12 @@ import soundfile
 from listening import DIGITS, TEXT, Server
 
 from asr.errors import AsrError
-from asr.serving import service, workers
+from asr.serving import pool as pools
+from asr.serving import service
 from asr.serving.metrics import Metrics
+from asr.serving.pool import Pool
 from asr.serving.settings import Settings
-from asr.serving.workers import Pool, Task
+from asr.serving.worker import Task
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def test_the_queue_has_an_end(server: Server, sent: Any, monkeypatch: pytest.Mon
 
 
 def test_a_cancelled_job_that_does_not_end_is_killed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_CANCEL_S", 0.1)
+    monkeypatch.setattr(pools, "_CANCEL_S", 0.1)
     before = server.metric("asr_worker_restarts_total", why="cancelled")
     stopped(server)
     content, kind = listening.form([("file", DIGITS)])
@@ -112,9 +114,9 @@ def test_a_cancelled_job_that_does_not_end_is_killed(server: Server, monkeypatch
 
 
 def test_readiness_is_a_recognition(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_FRESH_S", 0.0)
+    monkeypatch.setattr(pools, "_FRESH_S", 0.0)
     listening.until(server.is_well)
-    monkeypatch.setattr(workers, "_PROBE_S", 0.1)
+    monkeypatch.setattr(pools, "_PROBE_S", 0.1)
     worker = stopped(server)
     status, _, body = server.ask("/readyz")
     assert (status, json.loads(body)["status"]) == (503, "hung")
@@ -159,7 +161,7 @@ def pool() -> Pool:
 
 
 def queued(pool: Pool, *jobs: tuple[str, int]) -> None:
-    pool._waiting = deque(workers._Job(Task(None, "digits"), client, size, 0.0) for client, size in jobs)
+    pool._waiting = deque(pools._Job(Task(None, "digits"), client, size, 0.0) for client, size in jobs)
 
 
 def served(pool: Pool) -> list[str]:
@@ -180,8 +182,8 @@ def test_first_come_first_served_but_a_short_one_may_overtake_once(pool: Pool) -
 
 
 def test_one_client_has_half_of_the_workers_while_others_wait(pool: Pool) -> None:
-    busy = [workers._Job(Task(None, "digits"), "a", 1, 0.0) for _ in range(2)]
-    pool._workers = [workers._Worker(None, None, 0.0, job=job) for job in busy]  # type: ignore[arg-type]
+    busy = [pools._Job(Task(None, "digits"), "a", 1, 0.0) for _ in range(2)]
+    pool._workers = [pools._Worker(None, None, 0.0, job=job) for job in busy]  # type: ignore[arg-type]
     queued(pool, ("a", 1), ("a", 1), ("b", 1))
     assert served(pool) == ["b", "a", "a"]
 
