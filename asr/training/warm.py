@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from asr.errors import nearest
 from asr.tokens import Tokens
-from asr.training import checkpoint, config
+from asr.training import checkpoint, config, encoder
 from asr.training.model import AcousticModel, SequenceNorm
 
 _LISTED = 40  # tokens
@@ -34,12 +34,16 @@ def start(model: AcousticModel, settings: config.Config, tokens: Tokens, console
     via Knowledge Transfer", who keep its function exactly. A mere copy does much of it: on the single digits of recipes/fsdd
     128 -> 192 cells have 2.2 % dev WER after 4 epochs, drawn anew 15 % (means of two seeds). To set the fresh inputs of old
     units to zero, which keeps more of the function, was no better: 2.5 %.
+    A pre-trained encoder that the other model lacks is read from its folder.
     returns: whether the features' mean and deviation were copied, for which their settings must be the same.
-    raises:  CheckpointError.
+    raises:  CheckpointError; ConfigError if the encoder's folder does not hold it.
     """
     assert settings.init is not None
     donor, donor_settings, donor_tokens, _ = checkpoint.load_model(settings.init)
     same_features = donor_settings.features == settings.features
+    pretrained = settings.network.encoder if model.network.encoder and not donor.network.encoder else None
+    if pretrained:
+        encoder.load(model.network.encoder, pretrained)
     own, given = model.state_dict(), donor.state_dict()
     known = set(donor_tokens.symbols)
     symbols = [symbol if symbol in known else symbol.lstrip()[:1] for symbol in tokens.symbols]
@@ -51,12 +55,17 @@ def start(model: AcousticModel, settings: config.Config, tokens: Tokens, console
         name: _copy(value, meanings[name], given[name], given_meanings[name]) if name in given else 0.0
         for name, value in own.items()
     }
+    fresh = [name for name, share in shares.items() if not share and name not in ("mean", "std")]
+    if pretrained:
+        fresh = [name for name in fresh if not name.startswith("network.encoder.")]
+    fitted = [] if same_features or model.network.encoder else ["mean", "std"]
     cut = [name for name in own if name in given and shares[name] == 1 and given[name].numel() > own[name].numel()]
     notes = {
         "in part": [f"{name} ({share:.0%})" for name, share in shares.items() if 0 < share < 1],
         "cut to the first of their units": cut,
-        "drawn anew": [name for name, share in shares.items() if not share and name not in ("mean", "std")],
-        "fitted anew": [] if same_features else ["mean", "std"],
+        "encoder": [str(pretrained)] if pretrained else [],
+        "drawn anew": fresh,
+        "fitted anew": fitted,
         "left out": [name for name in given if name not in own],
         "new tokens": _missing(tokens, donor_tokens),
         "tokens left out": _missing(donor_tokens, tokens),
@@ -167,11 +176,11 @@ def parameter_groups(network: nn.Module, settings: config.Config) -> list[dict[s
     ]
 
 
-def _encoder_scales(encoder: Any, settings: config.Optimiser) -> dict[str, float]:
+def _encoder_scales(pretrained: Any, settings: config.Optimiser) -> dict[str, float]:
     """Of each parameter of a pre-trained encoder: the lower, the more it holds for any speech, and the less it moves."""
-    blocks = len(encoder.blocks)
+    blocks = len(pretrained.blocks)
     scales = {}
-    for name, _ in encoder.named_parameters():
+    for name, _ in pretrained.named_parameters():
         parts = name.split(".")
         height = int(parts[1]) if parts[0] == "blocks" else -1 if parts[0].startswith("conv") else blocks - 1
         scales[f"encoder.{name}"] = settings.encoder_lr_scale * settings.encoder_lr_decay ** (blocks - 1 - height)

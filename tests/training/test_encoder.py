@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import onnx
 import pytest
 import torch
 from ctranslate2.specs import whisper_spec
+from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
 from asr import Recognizer, audio
 from asr.models import onnxfile
 from asr.models.network import ModelError, Network
+from asr.tokens import Tokens
 from asr.training import checkpoint, config, encoder, export, features, run, warm
 from asr.training.model import AcousticModel
 
@@ -253,6 +256,22 @@ def test_learning_rates_fall_towards_the_bottom(folder: Path) -> None:
     assert scales["encoder.norm.weight"] == scales["encoder.blocks.1.up.weight"] == 0.5
     assert scales["encoder.blocks.0.up.weight"] == 0.25
     assert scales["encoder.conv1.weight"] == 0.125
+
+
+def test_starting_from_a_network_without_an_encoder_reads_it_from_its_folder(folder: Path, tmp_path: Path) -> None:
+    tokens = Tokens(["<blank>", *" abc"])
+    without = config.parse({"name": "t", "data": {"train": ["a"], "dev": "b"}, "network": {"hidden": 8}}, "test")
+    donor = AcousticModel(without, len(tokens))
+    origin = {"config": config.to_dict(without), "tokens": tokens.symbols}
+    checkpoint.save(tmp_path / "donor.safetensors", donor.state_dict(), origin)
+    settings = settings_of(folder, init=str(tmp_path / "donor.safetensors"))
+    model, said = AcousticModel(settings, len(tokens)), io.StringIO()
+    warm.start(model, settings, tokens, Console(file=said, width=100))
+    assert model.network.encoder is not None
+    torch.testing.assert_close(model.network.encoder.state_dict(), read(folder).state_dict())
+    assert f"; encoder: {folder}" in said.getvalue()
+    assert "network.encoder" not in said.getvalue()
+    assert "fitted anew" not in said.getvalue()  # an encoder has its own scale
 
 
 @pytest.mark.parametrize("section", [{"features": {"n_mels": 40}}, {"network": {"subsampling": 1}}, {"data.max_s": 40}])
