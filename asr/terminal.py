@@ -169,7 +169,11 @@ def clock(seconds: float) -> str:
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
-    """Before the work, which may take hours."""
+    """Before the work, which may take hours. What comes with the package is never replaced."""
+    from asr.models import is_bundled
+
+    if is_bundled(output):
+        raise AsrError(f"{output}: comes with the package and stays as it is; write a copy with -o FILE")
     if os.path.exists(output) and not overwrite:  # noqa: PTH110 (Path.exists raises where a name is too long)
         raise AsrError(f"{output}: the file exists already; use --overwrite, or name another")
     make_folder(output.parent)

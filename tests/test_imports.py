@@ -17,9 +17,9 @@ DATA = Path(__file__).parent / "data"
 
 # From the ground up: each file or folder of the package may import what stands before it, and itself.
 FLOORS = [
-    *("errors", "files", "spoken", "text", "tokens", "subtitles", "terminal", "metrics", "manifest"),
-    *("audio", "models", "transcript", "lm", "decoding", "pauses", "stream", "recognizer", "session", "evaluation"),
-    *("corpus", "training", "serving"),
+    *("errors", "files", "spoken", "text", "tokens", "subtitles", "metrics", "manifest"),
+    *("audio", "models", "terminal", "transcript", "lm", "decoding", "pauses", "stream", "recognizer", "session"),
+    *("evaluation", "corpus", "training", "serving"),
     *("cli", "__main__"),
 ]
 HEAVY = {

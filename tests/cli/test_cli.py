@@ -17,6 +17,8 @@ import pytest
 import soundfile
 from conftest import DATA, Cli
 
+from asr.models import find_model
+
 DIGITS = DATA / "connected_digits.flac"
 
 
@@ -294,6 +296,9 @@ def test_evaluate_refuses_before_the_work(cli: Cli, manifest: Path, tmp_path: Pa
     assert (done.returncode, done.stdout) == (1, "")
     assert "exists already; use --overwrite" in one_line(done.stderr)
     assert hypotheses.read_text() == "mine"
+    bundled = find_model("digits")
+    refused = cli("evaluate", "digits", manifest, "-o", bundled, "--overwrite")
+    assert refused.stderr == f"asr: {bundled}: comes with the package and stays as it is; write a copy with -o FILE\n"
     assert "20.00 %" in cli("evaluate", "digits", manifest, "-o", hypotheses, "--overwrite").stdout
     assert len(hypotheses.read_text().splitlines()) == 2
 

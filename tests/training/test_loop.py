@@ -1112,9 +1112,13 @@ def test_killing_one_process_ends_the_others_with_a_message(
         start([*command, "--device", "cpu", "--threads", "1"], RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"
     )
     with first, second:
-        wait_for(lambda: steps_done(tmp_path / "run") >= 3, first)
-        second.kill()
-        said = first.communicate(timeout=120)[0]
+        try:
+            wait_for(lambda: steps_done(tmp_path / "run") >= 3, first)
+            second.kill()
+            said = first.communicate(timeout=120)[0]
+        finally:
+            for process in (first, second):
+                process.kill()
     assert first.returncode == 1
     assert "of 2: another has ended, see what it said; mend that, then go on with --resume" in said, said
     assert checkpoint.load(tmp_path / "run" / "last.safetensors")  # whole
