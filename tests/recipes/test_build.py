@@ -71,14 +71,20 @@ def settings_of(words: list[str]) -> config.Config:
 
 def test_the_encoder_is_frozen_first_and_tuned_then(shop: Shop) -> None:
     trainings = [words for words in shop.build(Path("/clips")) if words[1:3] == ["asr", "train"]]
-    frozen, tuned = map(settings_of, trainings)
-    assert (frozen.init, frozen.freeze, frozen.stream) == (None, ("encoder",), None)
-    assert tuned.init == shop.folder / "out/1-frozen/model.safetensors"
-    assert tuned.freeze == ()
+    frozen, gentle, tuned = map(settings_of, trainings)
+    assert [settings.init for settings in (frozen, gentle, tuned)] == [
+        None,
+        shop.folder / "out/1-frozen/model.safetensors",
+        shop.folder / "out/2-gentle/model.safetensors",
+    ]
+    assert [settings.freeze for settings in (frozen, gentle, tuned)] == [("encoder",), (), ()]
+    assert (frozen.stream, gentle.stream) == (None, None)
     assert tuned.stream is not None  # the weights are to stream
-    assert [path.name for path in frozen.data.train] == ["train_first.jsonl"]
+    assert gentle.augment.speed == (1.0,)
+    for settings in (frozen, gentle):
+        assert [path.name for path in settings.data.train] == ["train_first.jsonl"]
     assert [path.name for path in tuned.data.train] == ["train.jsonl", "train_labelled.jsonl"]
-    for settings in (frozen, tuned):
+    for settings in (frozen, gentle, tuned):
         assert settings.network.encoder == Path("/whisper")
         assert settings.augment.noise == Path("/corpora/noise")
         assert settings.data.dev.name.startswith("dev")
@@ -87,7 +93,7 @@ def test_the_encoder_is_frozen_first_and_tuned_then(shop: Shop) -> None:
 def test_labelled_clips_are_an_option(shop: Shop) -> None:
     commands = shop.build()
     assert "--clips" not in commands[0]
-    assert settings_of(commands[2]).data.train == (shop.folder / "recipes/english/data/train.jsonl",)
+    assert settings_of(commands[3]).data.train == (shop.folder / "recipes/english/data/train.jsonl",)
 
 
 def test_the_language_model_sees_no_dev_or_test_sentence(shop: Shop) -> None:
