@@ -21,10 +21,11 @@ import torch
 import yaml
 from rich.console import Console
 
-from asr import terminal
+from asr import Recognizer, terminal
 from asr.manifest import ManifestError, Utterance, write
+from asr.manifest import read as read_manifest
 from asr.metrics import Scored
-from asr.training import augment, checkpoint, config, loop, plots
+from asr.training import augment, checkpoint, config, export, loop, plots
 from asr.training.data import Batch, Corpus, Item
 from asr.training.launch import TrainingError
 from asr.training.log import Log
@@ -150,11 +151,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory, corpus: dict[str, str]) -
 # --- learning ---
 
 
-def test_it_learns_four_utterances_by_heart(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
-    path = str(make_corpus(tmp_path, ["ab", "bca", "c", "acb"]))
+ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize(
+    ("device", "precision"), [("cpu", "32-true"), pytest.param("cuda", "bf16-mixed", marks=ON_CUDA)]
+)
+def test_it_learns_four_utterances_by_heart(
+    tmp_path: Path,
+    settings: Callable[..., config.Config],
+    device: str,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From audio to an exported file, with a stop in the middle."""
+    texts = ["ab", "bca", "c", "acb"]
+    path = make_corpus(tmp_path, texts)
+    run = tmp_path / "run"
     chosen = settings(
-        data__train=[path],
-        data__dev=path,
+        data__train=[str(path)],
+        data__dev=str(path),
         epochs=40,
         ema=0.0,
         network__hidden=16,
@@ -163,14 +180,23 @@ def test_it_learns_four_utterances_by_heart(tmp_path: Path, settings: Callable[.
         optimiser__lr=0.02,
         average=None,
         batch__max_utterances=2,
+        precision=precision,
     )
-    outcome = train(chosen, tmp_path / "run")
-    losses = [row["train_loss"] for row in epochs_of(tmp_path / "run")]
+    asked = iter([False] * 21 + [True])
+    monkeypatch.setattr(terminal, "asked_to_end", lambda: nullcontext(lambda: next(asked, False)))
+    assert not train(chosen, run, device=device).finished
+    outcome = train(chosen, run, device=device, resume=True)
+    losses = [row["train_loss"] for row in epochs_of(run)]
     assert losses[-1] < 0.1 * losses[0]
     assert outcome.finished
     assert (outcome.cer, outcome.wer) == (0.0, 0.0)
-    model, *_ = checkpoint.load_model(tmp_path / "run")
+    assert all(math.isfinite(number) for row in read_log(run) for number in _numbers(row))
+    model, _, _, origin = checkpoint.load_model(run)
+    assert origin["training"]["device"] == device
     assert model.std.min() > 0.01  # features were fitted
+    export.export(run, tmp_path / "run.onnx")
+    recognizer = Recognizer(tmp_path / "run.onnx", beam=1)
+    assert [recognizer.transcribe(utterance.audio).text for utterance in read_manifest(path)] == texts
 
 
 def test_loss_falls_with_augmentation_and_ema(finished: tuple[Path, config.Config]) -> None:
@@ -471,13 +497,6 @@ def test_every_network_trains(
     directions_logged = [layer for layer in rows[0]["layers"] if "directions" in layer]
     assert len(directions_logged) == directions
     assert all(rows[0]["layers"][layer] > 0 for layer in directions_logged)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_cuda(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
-    assert train(settings(epochs=1, precision="bf16-mixed"), tmp_path / "run", device="cuda").finished
-    assert all(math.isfinite(number) for row in read_log(tmp_path / "run") for number in _numbers(row))
-    assert checkpoint.load_model(tmp_path / "run")[3]["training"]["device"] == "cuda"
 
 
 # --- schedules ---
