@@ -14,6 +14,7 @@ from conftest import DATA
 
 from asr.lm import kneserney
 from asr.manifest import Utterance, write
+from asr.models import find_model
 
 TOOLS = Path(__file__).parent.parent / "tools"
 DIGITS, SEVEN = DATA / "connected_digits.flac", DATA / "7_jackson_0.wav"
@@ -91,3 +92,23 @@ def test_train_and_epoch(
     assert "| 1x8, cpu |" in bench(monkeypatch, capfd, "train", tmp_path / "config.yaml", *options)
     options = ("--hours", 0.01, "--shape", "1x8", "--threads", 1, "--device", "cpu", "--folder", tmp_path / "noise")
     assert "hours" in bench(monkeypatch, capfd, "epoch", *options)
+
+
+def test_gpu(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], manifest: Path, tmp_path: Path
+) -> None:
+    """Packed, trained on for an epoch, exported and evaluated on a CPU."""
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.jsonl").write_text(manifest.read_text())
+    packed, out = tmp_path / "packed", tmp_path / "out"
+    for words in (
+        ["pack", packed, tmp_path, find_model("digits")],
+        ["run", packed, out, "--device", "cpu", "--epochs", 1, "--only", "english", "export", "evaluate"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["gpu", *map(str, words)])
+        runpy.run_path(str(TOOLS / "gpu"), run_name="__main__")
+    said = capfd.readouterr().out
+    assert f"{packed / 'audio0'}: 0.0 MB" in said
+    report = (out / "report.md").read_text()
+    assert re.findall("## (.*): exit status 0", report) == ["english", "export", "evaluate"]
+    assert "utterances: 1," in report
