@@ -41,8 +41,8 @@ def start(model: AcousticModel, settings: config.Config, tokens: Tokens, console
     assert settings.init is not None
     donor, donor_settings, donor_tokens, _ = checkpoint.load_model(settings.init)
     same_features = donor_settings.features == settings.features
-    pretrained = settings.network.encoder if model.network.encoder and not donor.network.encoder else None
-    if pretrained:
+    pretrained = None if donor.network.encoder else settings.network.encoder
+    if pretrained and model.network.encoder:
         encoder.load(model.network.encoder, pretrained)
     own, given = model.state_dict(), donor.state_dict()
     known = set(donor_tokens.symbols)
