@@ -1,7 +1,23 @@
 """The one exception tree.
 
+    AsrError                anything about the input; a bug is any other exception
+    ├── AudioError          a recording, a pipe, a microphone, a waveform
+    ├── TextError           a text, a normaliser, texts that cannot be scored
+    ├── TokenError          a vocabulary, or a text that it cannot spell
+    ├── ManifestError       a manifest
+    ├── ModelError          a model's file or its name
+    ├── LmError             a language model or what it is made of
+    ├── DecodingError       log-probabilities, and what steers the search: weights, grammars, confidences
+    │   └── HotWordError    hot words
+    ├── StreamError         settings of a stream, or calls out of order
+    ├── OutputError         a file that exists already or cannot be written
+    ├── CorpusError         somebody else's corpus: its files, archives, download, labels
+    ├── ConfigError         settings of a training
+    ├── CheckpointError     what a training has written
+    └── TrainingError       a training, and its export and report
+
 Each message says what was expected, what was got, and what to do. The command line prints it as one line; a program
-that embeds the package catches `AsrError`, or the narrower error of the module it calls.
+that embeds the package catches `AsrError`, or the narrower error that the docstring names.
 """
 
 from __future__ import annotations
@@ -12,6 +28,62 @@ from collections.abc import Iterable
 
 class AsrError(Exception):
     """Anything this package reports about its input; a bug is any other exception."""
+
+
+class AudioError(AsrError):
+    """Audio that cannot be read or heard, or a waveform that cannot be used."""
+
+
+class TextError(AsrError):
+    """A text or a normaliser that cannot be used, or texts that cannot be scored."""
+
+
+class TokenError(AsrError):
+    """A vocabulary that cannot be used, or a text that it cannot spell."""
+
+
+class ManifestError(AsrError):
+    """A manifest that cannot be read or written."""
+
+
+class ModelError(AsrError):
+    """A model that is not there, is damaged, or is too new for this version."""
+
+
+class LmError(AsrError):
+    """A language model, or text for one, that cannot be used."""
+
+
+class DecodingError(AsrError):
+    """Log-probabilities, or what steers the search, that cannot be used."""
+
+
+class HotWordError(DecodingError):
+    """Hot words that cannot be used."""
+
+
+class StreamError(AsrError):
+    """A stream that was set up or called wrongly."""
+
+
+class OutputError(AsrError):
+    """A file that exists already or cannot be written."""
+
+
+class CorpusError(AsrError):
+    """A corpus that is not as expected, or cannot be downloaded, unpacked, converted or labelled."""
+
+
+class ConfigError(AsrError):
+    """Settings of a training that cannot be used."""
+
+
+class CheckpointError(AsrError):
+    """A checkpoint that cannot be read or written."""
+
+
+class TrainingError(AsrError):
+    """A training that cannot start or go on, or a run that cannot be exported or reported."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from asr.errors import AsrError
+from asr.errors import AsrError, OutputError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -27,10 +27,6 @@ _SLACK = 1 << 20  # bytes that a file may hold whatever its compressed size
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class OutputError(AsrError):
-    """A file that exists already, or cannot be written."""
 
 
 @contextmanager

@@ -16,14 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from asr import files
-from asr.errors import AsrError
+from asr.errors import ManifestError
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"audio_filepath": str, "duration": (int, float), "text": str}
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {"offset": (int, float), "speaker": (str, int)}
-
-
-class ManifestError(AsrError):
-    """A manifest that is missing, empty or malformed; the message names the line."""
 
 
 @dataclass(frozen=True, slots=True)

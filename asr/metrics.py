@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jiwer
 import numpy as np
 
-from asr.errors import AsrError
+from asr.errors import TextError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 Interval = tuple[float, float]
 Word = TypeVar("Word", str, tuple[str, str])  # a word, or a pair of words taken for each other
 _CONFIDENCE = 0.95
-
-
-class MetricsError(AsrError):
-    """Texts that cannot be scored: none at all, or references and hypotheses that do not pair up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +253,7 @@ class Report:
 def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Errors:
     """Word errors of all utterances together; empty references and hypotheses are allowed.
 
-    raises: MetricsError if the two differ in length or are empty.
+    raises: TextError if the two differ in length or are empty.
     """
     _check(references, hypotheses)
     return _errors(jiwer.process_words(list(references), list(hypotheses)))
@@ -277,10 +273,10 @@ def report(
     worst, confusions: how many utterances, and how many substitutions, insertions and deletions to list.
     bootstrap:         resamples behind the 95 % intervals, 0 for none. Utterances are drawn, never speakers: the
                        interval covers other utterances of the same speakers; new speakers may vary more.
-    raises:            MetricsError if there are no utterances or a number is negative.
+    raises:            TextError if there are no utterances or a number is negative.
     """
     if min(worst, confusions, bootstrap) < 0:
-        raise MetricsError(f"expected worst, confusions and bootstrap >= 0, got {worst}, {confusions} and {bootstrap}")
+        raise TextError(f"expected worst, confusions and bootstrap >= 0, got {worst}, {confusions} and {bootstrap}")
     references, hypotheses = [one.reference for one in scored], [one.hypothesis for one in scored]
     _check(references, hypotheses)
     aligned_words = jiwer.process_words(references, hypotheses)
@@ -374,14 +370,14 @@ def _interval(errors: np.ndarray, lengths: np.ndarray) -> Interval:
 
 def _check(references: Sequence[str], hypotheses: Sequence[str]) -> None:
     if isinstance(references, str) or isinstance(hypotheses, str):
-        raise MetricsError("expected lists of texts, got one text; put a single utterance in a list")
+        raise TextError("expected lists of texts, got one text; put a single utterance in a list")
     if len(references) != len(hypotheses):
-        raise MetricsError(
+        raise TextError(
             f"expected one hypothesis a reference, got {len(references)} references and {len(hypotheses)} hypotheses; "
             "an utterance without a result has the hypothesis ''"
         )
     if not references:
-        raise MetricsError("expected at least one utterance to score, got none; check the manifest")
+        raise TextError("expected at least one utterance to score, got none; check the manifest")
 
 
 def _errors(aligned: jiwer.WordOutput | jiwer.CharacterOutput) -> Errors:

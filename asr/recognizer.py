@@ -17,13 +17,12 @@ from asr import audio, pauses, stream
 from asr.decoding import hotwords as hot
 from asr.decoding.align import align
 from asr.decoding.confidence import Calibration
-from asr.decoding.ctc import CtcError
 from asr.decoding.decoder import Decoder
-from asr.decoding.fusion import Decoding, FusionError
+from asr.decoding.fusion import Decoding
 from asr.decoding.grammar import Grammar
-from asr.decoding.jsgf import GrammarError
+from asr.errors import AudioError, DecodingError, HotWordError, ModelError
 from asr.lm.model import NgramModel
-from asr.models import ModelError, choose_lm, find_model
+from asr.models import choose_lm, find_model
 from asr.models.network import Network
 from asr.text import normaliser
 from asr.transcript import Alternatives, Transcript, Word, sounded_out, words_of
@@ -105,7 +104,9 @@ class Recognizer:
         self.lm = lm if isinstance(lm, NgramModel) else NgramModel.load(self.lm_path) if self.lm_path else None
         known = [field.name for field in fields(Decoding)]
         if unknown := [name for name in decoding or {} if name not in known]:
-            raise FusionError(f"expected for decoding some of {', '.join(known)}, got {', '.join(map(repr, unknown))}")
+            raise DecodingError(
+                f"expected for decoding some of {', '.join(known)}, got {', '.join(map(repr, unknown))}"
+            )
         self.decoding = replace(_numbers(Decoding, self.card.get("decoding")) or Decoding(), **(decoding or {}))
         self.normalise = normaliser(self.card.get("normaliser", "none"))
         self._boosts: dict[str, float] | None = None
@@ -143,18 +144,18 @@ class Recognizer:
 
         hotwords: lines as of a file of hot words, besides those it has.
         phrases:  the text is restricted to these, instead of its grammar.
-        raises:   HotWordError or GrammarError, also for more than MAX_STEERING of either.
+        raises:   HotWordError or DecodingError, also for more than MAX_STEERING of either.
         """
         other = object.__new__(type(self))  # not copy.copy, which would load it again, as `__reduce__` says
         other.__dict__ |= self.__dict__ | {"_arguments": dict(self._arguments)}
         if words := list(islice(hotwords, MAX_STEERING + 1)):
             if len(words) > MAX_STEERING:
-                raise hot.HotWordError(f"expected at most {MAX_STEERING} hot words, got more")
+                raise HotWordError(f"expected at most {MAX_STEERING} hot words, got more")
             other._boosts = (self._boosts or {}) | hot.parse(words, self.normalise, self.tokens)
             other._arguments["hotwords"] = [f"{phrase}^{weight}" for phrase, weight in other._boosts.items()]
         if sentences := list(islice(phrases, MAX_STEERING + 1)):
             if len(sentences) > MAX_STEERING:
-                raise GrammarError(f"expected at most {MAX_STEERING} phrases, got more")
+                raise DecodingError(f"expected at most {MAX_STEERING} phrases, got more")
             other._grammar = Grammar.of(sentences, self.normalise, self.tokens)
             other._arguments["grammar"] = sentences
             if self.lm_path is not None and other._choose_lm() is None:
@@ -176,11 +177,11 @@ class Recognizer:
         source:   Graves et al. 2006, "Connectionist Temporal Classification", section 3.
         """
         if waveform.ndim != 1:
-            raise audio.AudioError(f"expected a waveform of shape (N,), got {waveform.shape}")
+            raise AudioError(f"expected a waveform of shape (N,), got {waveform.shape}")
         waveform = audio.as_waveform(waveform, audio.SAMPLE_RATE)
         if len(waveform) > MAX_S * audio.SAMPLE_RATE:
             minutes = len(waveform) / audio.SAMPLE_RATE / 60
-            raise audio.AudioError(
+            raise AudioError(
                 f"expected at most {MAX_S / 60:.0f} minutes of audio, got {minutes:.1f}; cut it into shorter files"
             )
         return self.network.log_probs(waveform)
@@ -215,19 +216,19 @@ class Recognizer:
         text:    what is said, all of it and nothing else. Its words are kept as they are written where each can be
                  normalised by itself, and are otherwise as the recogniser would write them.
         returns: its words, with confidences from 0 to 1: how probable the least probable letter is where it is put.
-        raises:  AudioError; TokenError if the text has characters outside the alphabet; CtcError if there is no text, too
-                 much for the audio, or more of both than fits in memory.
+        raises:  AudioError; TokenError if the text has characters outside the alphabet; DecodingError if there is no text,
+                 too much for the audio, or more of both than fits in memory.
         source:  Graves et al. 2006, see asr.decoding.align.
         """
         normalise = normaliser(self.card.get("normaliser", "none"))
         normalised = normalise(text)
         if not normalised:
-            raise CtcError(f"expected a text to align, got {text[:40]!r}, of which normalising leaves nothing")
+            raise DecodingError(f"expected a text to align, got {text[:40]!r}, of which normalising leaves nothing")
         token_ids = self.tokens.encode(normalised)
         parts = list(pauses.parts(self.network, self._blocks(source, sample_rate), at_pauses=False))
         log_probs = np.concatenate([part.log_probs for part in parts])
         if len(log_probs) * 2 * len(token_ids) > _MAX_ALIGNMENT:
-            raise CtcError(
+            raise DecodingError(
                 f"expected less to align at once than {parts[-1].end_s / 60:.0f} minutes and {len(token_ids)} tokens; cut it"
             )
         spans = zip(token_ids, align(log_probs, token_ids), strict=True)
@@ -293,17 +294,17 @@ class Recognizer:
     ) -> Iterator[np.ndarray]:
         """The sound of what `transcribe` takes."""
         if end_s is not None and not end_s > start_s:
-            raise audio.AudioError(f"expected an end after the start at {start_s} s, got {end_s} s")
+            raise AudioError(f"expected an end after the start at {start_s} s, got {end_s} s")
         duration_s = None if end_s is None else end_s - start_s
         is_file = hasattr(source, "read") or isinstance(source, (str, os.PathLike))
         if is_file or (sample_rate is None and isinstance(source, (bytes, bytearray))):
             return audio.blocks(source, offset_s=start_s, duration_s=duration_s, track=track, channel=channel)
         if sample_rate is None and source is not None:
-            raise audio.AudioError("expected the sample rate with samples: transcribe(samples, 16000)")
+            raise AudioError("expected the sample rate with samples: transcribe(samples, 16000)")
         waveform = audio.as_waveform(source, audio.SAMPLE_RATE if sample_rate is None else sample_rate, channel=channel)
         length_s = len(waveform) / audio.SAMPLE_RATE
         if not 0 <= start_s < length_s:
-            raise audio.AudioError(f"expected audio at {start_s} s, but the samples end at {length_s:.2f} s")
+            raise AudioError(f"expected audio at {start_s} s, but the samples end at {length_s:.2f} s")
         at, end = (None if s is None else round(s * audio.SAMPLE_RATE) for s in (start_s, end_s))
         return iter([waveform[at:end]])
 
@@ -340,5 +341,5 @@ def _numbers(kind: type[_Kind], stored: object) -> _Kind | None:
     )
     try:
         return kind(**stored) if stored and numbers else None
-    except (TypeError, FusionError):  # one is missing, or beyond all sense
+    except (TypeError, DecodingError):  # one is missing, or beyond all sense
         return None

@@ -19,7 +19,7 @@ import numpy as np
 
 from asr import audio
 from asr.decoding.decoder import Decoder
-from asr.errors import AsrError
+from asr.errors import StreamError
 from asr.models.network import Network
 from asr.pauses import Endpointing as Endpointing
 from asr.pauses import longest_pause, silence
@@ -29,10 +29,6 @@ CHUNK_S = 0.32
 RIGHT_CONTEXT_S = 0.24
 _WORD_END_S = 0.2  # so much silence ends a word
 _SETTLED_S = 1.0  # a word that has stood so long as it is, with another after it, stays until the final text
-
-
-class StreamError(AsrError):
-    """Settings that a stream cannot keep, or samples fed after its end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,12 @@ import unicodedata
 from collections.abc import Callable
 
 from asr import spoken
-from asr.errors import AsrError, nearest
+from asr.errors import TextError, nearest
 
 _APOSTROPHES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'", "`": "'", "\u00b4": "'"})
 _SPOKEN = "'&%@#$€£¥+=°"
 _FRACTIONS = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 _UNSPOKEN = re.compile(r"[^\w'%@#$€£¥+=°]")
-
-
-class TextError(AsrError):
-    """A transcript or a normaliser's name that cannot be used."""
 
 
 def squeeze(text: str) -> str:

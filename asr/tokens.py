@@ -16,16 +16,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from asr.errors import AsrError
+from asr.errors import TokenError
 
 BLANK = 0
 BLANK_SYMBOL = "<blank>"
 MAX_PIECE = 64  # characters; a longer one would be noise in the text, and cost the decoder memory
 _WORDS = re.compile(" [^ ]*")  # of a text that begins with a space, each with the space before it
-
-
-class TokenError(AsrError):
-    """Text that the vocabulary cannot spell, or a vocabulary that is malformed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from asr.errors import AsrError
-from asr.files import OutputError, lines, replaced, write
+from asr.errors import AsrError, OutputError
+from asr.files import lines, replaced, write
 
 TEXT = "käse\u2028brot\r\n\nlast"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr.files import OutputError
+from asr.errors import OutputError
 from asr.manifest import ManifestError, Utterance, read, write
 
 GOOD = {"audio_filepath": "a.wav", "duration": 1.5, "text": "hello"}

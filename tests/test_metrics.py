@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from asr.errors import AsrError
-from asr.metrics import Errors, MetricsError, Report, Scored, character_errors, report, word_errors
+from asr.errors import AsrError, TextError
+from asr.metrics import Errors, Report, Scored, character_errors, report, word_errors
 
 # The letters include ones that sort, case-fold or print unusually, and those that console markup is made of.
 TEXTS = st.lists(st.text("abcé日[/]", min_size=1, max_size=3), max_size=7).map(" ".join)
@@ -345,19 +345,19 @@ def test_render_without_errors_or_speakers_has_no_empty_tables():
 
 @pytest.mark.parametrize("score", [word_errors, character_errors])
 def test_texts_that_do_not_pair_up_are_refused(score):
-    with pytest.raises(MetricsError, match="got 2 references and 1 hypotheses"):
+    with pytest.raises(TextError, match="got 2 references and 1 hypotheses"):
         score(["a", "b"], ["a"])
-    with pytest.raises(MetricsError, match="at least one utterance"):
+    with pytest.raises(TextError, match="at least one utterance"):
         score([], [])
-    with pytest.raises(MetricsError, match="in a list"):
+    with pytest.raises(TextError, match="in a list"):
         score("abc", "abd")
 
 
 def test_report_refuses_nothing_and_negative_numbers():
-    assert issubclass(MetricsError, AsrError)
-    with pytest.raises(MetricsError, match="at least one utterance"):
+    assert issubclass(TextError, AsrError)
+    with pytest.raises(TextError, match="at least one utterance"):
         report([])
-    with pytest.raises(MetricsError, match="got 10, -1 and 1000"):
+    with pytest.raises(TextError, match="got 10, -1 and 1000"):
         report(SMALL, confusions=-1)
 
 

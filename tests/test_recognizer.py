@@ -19,10 +19,9 @@ from rapidfuzz.distance import Levenshtein
 
 from asr import AsrError, Recognizer, audio, manifest
 from asr.audio import AudioError
-from asr.decoding.fusion import FusionError
+from asr.errors import DecodingError, LmError, ModelError
 from asr.lm import kneserney
-from asr.lm.model import LmError
-from asr.models import ModelError, find_model
+from asr.models import find_model
 from asr.recognizer import MAX_S
 from asr.tokens import BLANK
 
@@ -315,7 +314,7 @@ def test_bad_threads() -> None:
 
 
 def test_unknown_settings_of_decoding() -> None:
-    with pytest.raises(FusionError, match=r"expected for decoding some of lm_weight, .*, got 'weight'"):
+    with pytest.raises(DecodingError, match=r"expected for decoding some of lm_weight, .*, got 'weight'"):
         Recognizer("digits", decoding={"weight": 1.0, "unknown": None})
 
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr import audio
-from asr.models.network import ModelError, Network
+from asr.errors import AudioError, ModelError
+from asr.models.network import Network
 from asr.recognizer import Recognizer
 from asr.stream import Endpoint, Endpointing, Event, Final, Partial, Stream, StreamError
 
@@ -176,7 +177,7 @@ def test_settings_that_cannot_be_kept(make: Callable[[], Stream]) -> None:
 
 def test_samples_that_are_none() -> None:
     stream = recognizer().stream()
-    with pytest.raises(audio.AudioError, match="NaN"):
+    with pytest.raises(AudioError, match="NaN"):
         stream.feed(np.array([0, np.nan], np.float32))
     assert stream.time_s == 0
 

@@ -11,17 +11,8 @@ from asr.audio.files import (
     read,
     read_utterance,
 )
-from asr.audio.waveform import (
-    SAMPLE_RATE,
-    AudioError,
-    Converter,
-    Mixer,
-    as_samples,
-    as_waveform,
-    pad,
-    padding,
-    resample,
-)
+from asr.audio.waveform import SAMPLE_RATE, Converter, Mixer, as_samples, as_waveform, pad, padding, resample
+from asr.errors import AudioError
 
 __all__ = [
     "SAMPLE_RATE",

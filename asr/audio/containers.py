@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from asr.audio.parts import TOLERANCE_S
-from asr.audio.waveform import AudioError
+from asr.errors import AudioError
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame

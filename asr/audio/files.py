@@ -26,7 +26,8 @@ import soundfile
 
 from asr.audio import containers, headers, pipe
 from asr.audio.parts import TOLERANCE_S, Part, copied, lengthen
-from asr.audio.waveform import SAMPLE_RATE, AudioError, convert, cut
+from asr.audio.waveform import SAMPLE_RATE, convert, cut
+from asr.errors import AudioError
 
 if TYPE_CHECKING:
     from asr.manifest import Utterance

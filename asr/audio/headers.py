@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from asr.audio import mpeg, ogg, wav
 from asr.audio.parts import Part, find_all, read_at
-from asr.audio.waveform import AudioError
+from asr.errors import AudioError
 
 HEAD = 200  # bytes that tell what a file is
 MPEG_SUFFIXES = (".mp3", ".mp2", ".mpga", ".mpa", ".mp1")

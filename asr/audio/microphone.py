@@ -21,7 +21,7 @@ import numpy as np
 
 from asr.audio import files
 from asr.audio.waveform import Mixer
-from asr.errors import AsrError
+from asr.errors import AsrError, AudioError
 
 _BLOCK_S = 0.05
 _QUEUE_S = 60.0  # a recogniser may take so long to load, or fall so far behind
@@ -33,10 +33,6 @@ _BUSY, _WRONG_CHANNELS, _WRONG_RATE = -9985, -9998, -9997
 _RATES = (48_000, 44_100, 16_000, 32_000, 96_000, 8000)  # Hz, for a device that refuses its own default
 _OTHERS = "asr live --list-devices names all there are"
 _ALLOW = "this program must be allowed to use it (Linux: the group audio; macOS, Windows: the privacy settings)"
-
-
-class MicrophoneError(AsrError):
-    """No microphone, or one that cannot be listened to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +84,7 @@ class Source(ABC):
         self._stopping = True
 
     def pieces(self) -> Iterator[Piece]:
-        """What is heard until stop(), as it comes. raises: MicrophoneError, AudioError, after all that came before."""
+        """What is heard until stop(), as it comes. raises: AudioError, after all that came before."""
         expected = idle = 0
         mixer = Mixer(self.sample_rate)  # its frames are our blocks, so that it keeps nothing back
         while True:
@@ -124,7 +120,7 @@ class Microphone(Source):
     """A device that records, at its own rate. Listens from `with` on.
 
     device: its number, or part of its name; None for the system's default.
-    raises: MicrophoneError if there is none, it is in use, or PortAudio is missing.
+    raises: AudioError if there is none, it is in use, or PortAudio is missing.
     """
 
     silence = f"is it muted? {_ALLOW}"
@@ -148,7 +144,7 @@ class Microphone(Source):
                 reason = f"expected a device that records at one of {rates} Hz, got one that refuses all; {_OTHERS}"
             else:
                 reason = f"cannot be opened: {_told(error)}; {_ALLOW}; {_OTHERS}"
-            raise MicrophoneError(f"{self.name}: {reason}") from None
+            raise AudioError(f"{self.name}: {reason}") from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -200,7 +196,7 @@ class Microphone(Source):
             self._stream.stop()  # once more does no harm
             return True
         if not self._stream.active or idle_s > (_GONE_S if self._came else _FIRST_S):
-            self._fault = MicrophoneError(f"{self.name}: no more sound comes from it; is it plugged in? {_OTHERS}")
+            self._fault = AudioError(f"{self.name}: no more sound comes from it; is it plugged in? {_OTHERS}")
         return self._fault is not None
 
     def _describe(self, device: int | str | None) -> dict[str, Any]:
@@ -211,7 +207,7 @@ class Microphone(Source):
             described: dict[str, Any] = self._sounddevice.query_devices(device, "input")
         except (ValueError, self._sounddevice.PortAudioError) as error:
             asked = "the default device" if device is None else f"device {device}"
-            raise MicrophoneError(f"{asked}: expected one that records, got: {error}; {_OTHERS}") from None
+            raise AudioError(f"{asked}: expected one that records, got: {error}; {_OTHERS}") from None
         return described
 
 
@@ -267,7 +263,7 @@ def _told(error: Exception) -> str:
 
 
 def devices() -> list[Device]:
-    """All that can be listened to. raises: MicrophoneError if there are none, or PortAudio is missing."""
+    """All that can be listened to. raises: AudioError if there are none, or PortAudio is missing."""
     sounddevice = _sounddevice()
     default = sounddevice.default.device[0]
     found = [
@@ -276,7 +272,7 @@ def devices() -> list[Device]:
         if one["max_input_channels"] > 0
     ]
     if not found:
-        raise MicrophoneError(f"expected a microphone, found no device that records; plug one in; {_ALLOW}")
+        raise AudioError(f"expected a microphone, found no device that records; plug one in; {_ALLOW}")
     return found
 
 
@@ -284,12 +280,12 @@ def _sounddevice() -> ModuleType:
     try:
         import sounddevice
     except ModuleNotFoundError:
-        raise MicrophoneError(
+        raise AudioError(
             "a microphone needs the package sounddevice, which is not installed; in a clone of this project: "
             "pip install '.[live]'"
         ) from None
     except OSError as error:
-        raise MicrophoneError(
+        raise AudioError(
             f"expected the library PortAudio, got: {error}; install it: apt install libportaudio2 (Debian, Ubuntu), "
             "dnf install portaudio (Fedora), pacman -S portaudio (Arch)"
         ) from None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from asr.audio.parts import TOLERANCE_S, Part, find_all, read_at
-from asr.audio.waveform import AudioError
+from asr.errors import AudioError
 
 _CHUNK = 1 << 20
 _LONGEST = 2881  # bytes of a frame

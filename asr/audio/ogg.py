@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from asr.audio.parts import Part, find_all, read_at
-from asr.audio.waveform import AudioError
+from asr.errors import AudioError
 
 _HEADER = 27  # bytes, before the table of segments
 _FIRST = b"OggS\0\x02"  # a page that begins a stream

@@ -15,7 +15,8 @@ import numpy as np
 
 from asr.audio import wav
 from asr.audio.parts import TOLERANCE_S
-from asr.audio.waveform import AudioError, check_rate
+from asr.audio.waveform import check_rate
+from asr.errors import AudioError
 
 _READ = 1 << 16  # bytes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from asr.audio.waveform import SAMPLE_RATE
-from asr.files import OutputError
+from asr.errors import OutputError
 
 _HEADER = "<4sI4s4sIHHIIHH4sI"
 _LIMIT = 0xFFFFFFFF - 36  # bytes of samples whose length the header can tell: 37 hours

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from asr.audio import mpeg
 from asr.audio.parts import TOLERANCE_S, Part, read_at
-from asr.audio.waveform import AudioError
+from asr.errors import AudioError
 
 UNKNOWN_BYTES = 0x7FFFF000  # from here on, a 32-bit length stands for "not known": sox writes this one
 PCM, FLOAT, _MPEG = 1, 3, (0x50, 0x55)

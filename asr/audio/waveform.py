@@ -10,7 +10,7 @@ import numpy as np
 import soxr
 from numpy.lib.stride_tricks import sliding_window_view
 
-from asr.errors import AsrError
+from asr.errors import AudioError
 
 SAMPLE_RATE = 16_000  # Hz, the rate of every waveform inside the package
 # Hz; below, no speech is left, and one piece of a file with 1 Hz in its header would take 4 GB.
@@ -21,10 +21,6 @@ _MIX_FRAME_S = 0.05  # a microphone's block
 _MIX_FRAMES = 20  # of these the last second, by which channels are judged
 _DEAD = 1e-3  # a channel this much weaker (30 dB) than the strongest holds no speech of its own
 _CANCELS = 0.1  # the mean of channels has so much less energy than that of independent ones: they cancel each other
-
-
-class AudioError(AsrError):
-    """Audio that cannot be read, or a waveform that cannot be used."""
 
 
 class Mixer:

@@ -9,7 +9,7 @@ import typer
 
 from asr import terminal
 from asr.cli import options
-from asr.errors import AsrError
+from asr.errors import AsrError, DecodingError, TokenError
 
 
 def align(
@@ -27,10 +27,8 @@ def align(
     overwrite: terminal.Overwrite = False,
 ) -> None:
     """When each word of a text that is known is said: forced alignment."""
-    from asr.decoding.ctc import CtcError
     from asr.files import write
     from asr.recognizer import Recognizer
-    from asr.tokens import TokenError
     from asr.transcript import WRITERS
 
     kinds = options.formats_of(formats)
@@ -44,7 +42,7 @@ def align(
         recognizer = Recognizer(options.as_onnx(model), beam=1)
         try:
             transcript = recognizer.align(audio, _read(text))
-        except (CtcError, TokenError) as error:
+        except (DecodingError, TokenError) as error:
             raise AsrError(f"{audio}: {error}") from None
     written = WRITERS[kinds[0]](transcript, terminal.line(audio.stem))
     if output is None:

@@ -28,10 +28,6 @@ from asr.transcript import SUFFIXES, Transcript
 _SHOWN = 5  # files that are passed over
 
 
-class BatchError(AsrError):
-    """Inputs that name no recordings, or outputs that must not be written."""
-
-
 @dataclass(frozen=True, slots=True)
 class Channel:
     """One channel of a recording, from 0."""
@@ -69,7 +65,7 @@ class Attempt:
     notes: tuple[str, ...] = ()
 
 
-def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, Path], list[BatchError], list[Path]]:
+def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, Path], list[AsrError], list[Path]]:
     """The recordings that files, folders and patterns such as *.wav name, in that order, and what to call their outputs.
 
     returns:   path -> name without suffix, below a folder that was given relative to it; an error for each folder or
@@ -78,7 +74,7 @@ def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, 
     recursive: also the folders within folders; links to folders are not followed, so that a loop of them ends.
     """
     found: dict[Path, Path] = {}
-    errors: list[BatchError] = []
+    errors: list[AsrError] = []
     others: list[Path] = []
     for name in inputs:
         path = Path(name)
@@ -96,11 +92,11 @@ def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, 
         else:
             recordings = {path: Path(path.stem)}
         errors += [
-            BatchError(f"{error.filename}: cannot be read: {error.strerror}; change its mode or its owner")
+            AsrError(f"{error.filename}: cannot be read: {error.strerror}; change its mode or its owner")
             for error in unreadable
         ]
         if not recordings and not unreadable:
-            errors.append(BatchError(f"{name}: expected {expected}, found none{hint}"))
+            errors.append(AsrError(f"{name}: expected {expected}, found none{hint}"))
         found |= {file: name_of for file, name_of in recordings.items() if file not in found}
     return _told_apart(found), errors, others
 
@@ -133,15 +129,15 @@ def plan(
     *,
     overwrite: bool,
     skip_existing: bool,
-) -> tuple[list[Job], list[Path | Channel], list[BatchError]]:
+) -> tuple[list[Job], list[Path | Channel], list[AsrError]]:
     """What is to be done, the recordings that are done already, and those that would harm another's output.
 
     An output that exists is an error, unless overwrite or skip_existing is set; so is one output of two recordings.
     """
     jobs: list[Job] = []
     skipped: list[Path | Channel] = []
-    errors: list[BatchError] = []
-    unasked: list[BatchError] = []
+    errors: list[AsrError] = []
+    unasked: list[AsrError] = []
     owners: dict[Path, Path | Channel] = {}
     for path, name in recordings.items():
         outputs = {kind: folder / f"{name}{SUFFIXES[kind]}" for kind in formats} if folder else {}
@@ -149,21 +145,19 @@ def plan(
         existing = [output for output in outputs.values() if os.path.exists(output)]  # noqa: PTH110 (as above)
         if taken:
             errors.append(
-                BatchError(f"{path}: its output {taken} belongs to {owners[taken]} already; rename one of them")
+                AsrError(f"{path}: its output {taken} belongs to {owners[taken]} already; rename one of them")
             )
         elif outputs and skip_existing and len(existing) == len(outputs):
             skipped.append(path)
         elif existing and not overwrite and not skip_existing:
             unasked.append(
-                BatchError(f"{path}: its output {existing[0]} exists already; use --overwrite or --skip-existing")
+                AsrError(f"{path}: its output {existing[0]} exists already; use --overwrite or --skip-existing")
             )
         else:
             jobs.append(Job(path, name, outputs))
     if len(unasked) > 1:  # one line says it
         share = f"all {len(unasked)}" if len(unasked) == len(recordings) else f"{len(unasked)} of {len(recordings)}"
-        unasked = [
-            BatchError(f"{folder}: has outputs of {share} recordings already; use --overwrite or --skip-existing")
-        ]
+        unasked = [AsrError(f"{folder}: has outputs of {share} recordings already; use --overwrite or --skip-existing")]
     return jobs, skipped, errors + unasked
 
 
@@ -224,7 +218,7 @@ def transcribe(
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
-            raise BatchError("a process died, perhaps for lack of memory; try again with fewer --jobs") from None
+            raise AsrError("a process died, perhaps for lack of memory; try again with fewer --jobs") from None
         except BaseException:
             # What they are at may take minutes yet. No future is cancelled: that races with the pool, which marks all as
             # failed once its processes are gone.

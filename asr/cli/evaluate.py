@@ -13,7 +13,7 @@ import typer
 
 from asr import terminal
 from asr.cli import options
-from asr.errors import AsrError
+from asr.errors import AsrError, DecodingError
 from asr.files import write
 
 if TYPE_CHECKING:
@@ -211,7 +211,6 @@ def _calibrate(
 ) -> dict[str, Calibration]:
     """The confidences' calibration for each kind of decoding that there is enough to learn from."""
     from asr.decoding import tuning
-    from asr.decoding.confidence import ConfidenceError
     from asr.decoding.decoder import Decoder
 
     decoders = {"greedy": Decoder(recognizer.tokens, beam=1), "beam": Decoder(recognizer.tokens, beam=beam)}
@@ -223,6 +222,6 @@ def _calibrate(
         terminal.show(f"{kind}: WER {wer:.2%}, CER {cer:.2%}\n")
         try:
             calibrations[kind] = tuning.calibrate(examples, decoder)
-        except ConfidenceError as error:
+        except DecodingError as error:
             terminal.note(f"{kind}: not calibrated: {error}")
     return calibrations

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from asr import terminal
-from asr.errors import AsrError
+from asr.errors import AsrError, ManifestError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +104,7 @@ def doctor(
 
     from asr.audio import SAMPLE_RATE
     from asr.corpus.doctor import check
-    from asr.manifest import ManifestError, read
+    from asr.manifest import read
     from asr.text import normaliser
     from asr.tokens import Tokens
 

@@ -13,7 +13,7 @@ import typer
 
 from asr import terminal
 from asr.cli import options
-from asr.errors import AsrError
+from asr.errors import AsrError, AudioError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -266,15 +266,13 @@ def _transcribe_one(job: Job, recognizer: Recognizer, asked: _Asked, hear: dict[
     """One recording, to the job's outputs or to stdout; there plain text goes as soon as it is recognised."""
     from time import perf_counter
 
-    from asr import audio
-
-    broken: list[audio.AudioError] = []
+    broken: list[AudioError] = []
     blocks, total_s = _open(job, asked, hear)
 
     def heard() -> Iterator[np.ndarray]:
         try:
             yield from blocks
-        except audio.AudioError as error:
+        except AudioError as error:
             if not asked.piped:
                 raise
             broken.append(error)  # what came before it is worth having
@@ -324,7 +322,7 @@ def _open(job: Job, asked: _Asked, hear: dict[str, Any]) -> tuple[Iterator[np.nd
         return audio.pipe_blocks(sys.stdin.buffer, rate=asked.rate, **wanted), end_s
     blocks = audio.blocks(job.path, **wanted)
     if not asked.quiet:
-        with suppress(audio.AudioError):  # of a named pipe it is not known; else the reader says what is wrong
+        with suppress(AudioError):  # of a named pipe it is not known; else the reader says what is wrong
             end_s = min(end_s or math.inf, audio.info(job.path, track=hear["track"]).duration_s)
     return blocks, end_s
 

@@ -3,18 +3,8 @@
 The names that a recipe's prepare.py wants are here: `from asr import corpus`.
 """
 
-from asr.corpus.recipe import (
-    Archive,
-    CorpusError,
-    Recording,
-    Splits,
-    Table,
-    find,
-    hold_out,
-    openslr,
-    parser,
-    prepare,
-)
+from asr.corpus.recipe import Archive, Recording, Splits, Table, find, hold_out, openslr, parser, prepare
+from asr.errors import CorpusError
 
 __all__ = [
     "Archive",

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from asr.errors import AsrError
+from asr.errors import CorpusError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -24,10 +24,6 @@ _MAX_BYTES = 500 << 30
 _MAX_FILES = 5_000_000
 _MAX_RATIO = 200  # unpacked to packed bytes; text comes to 10, silence in wav to 100
 _RATIO_FROM = 64 << 20  # below this many unpacked bytes any ratio is harmless
-
-
-class ArchiveError(AsrError):
-    """An archive that is damaged, hostile or too large."""
 
 
 class _Member(NamedTuple):
@@ -48,7 +44,7 @@ def unpack(
     """Unpack a tar (plain, .gz, .bz2, .xz) or zip archive to a folder, which must not exist; if it does, nothing is done.
 
     What is unpacked goes to FOLDER.part, which takes the folder's name at the end: a folder that is there is whole.
-    raises: ArchiveError if a member is not a file or folder, or its name leads elsewhere; beyond max_bytes of content,
+    raises: CorpusError if a member is not a file or folder, or its name leads elsewhere; beyond max_bytes of content,
             max_files members or 200 times the archive's own size; if the archive is damaged; if the disk is full.
     """
     if folder.exists():
@@ -68,29 +64,29 @@ def unpack(
                     target = part / _safe(member, path)
                     files += 1
                     if files > max_files:
-                        raise ArchiveError(f"{path}: expected at most {max_files} files and folders, got more")
+                        raise CorpusError(f"{path}: expected at most {max_files} files and folders, got more")
                     if member.kind == "folder":
                         target.mkdir(parents=True, exist_ok=True)
                         continue
                     if unpacked + member.size > limit:
-                        raise ArchiveError(_too_large(path, limit, packed))
+                        raise CorpusError(_too_large(path, limit, packed))
                     target.parent.mkdir(parents=True, exist_ok=True)
                     if member.content is None:
-                        raise ArchiveError(f"{path}: '{member.name}' has no content; download the archive again")
+                        raise CorpusError(f"{path}: '{member.name}' has no content; download the archive again")
                     with target.open("xb") as file, member.content as content:
                         left = member.size
                         while block := content.read(_BLOCK):
                             unpacked += len(block)
                             left -= len(block)
                             if unpacked > limit:  # a zip's sizes are only announced
-                                raise ArchiveError(_too_large(path, limit, packed))
+                                raise CorpusError(_too_large(path, limit, packed))
                             file.write(block)
                     if left > 0:
-                        raise ArchiveError(f"{path}: cut short in '{member.name}'; delete it and download it again")
+                        raise CorpusError(f"{path}: cut short in '{member.name}'; delete it and download it again")
                     if progress is not None and task is not None:
                         progress.update(task, completed=min(raw.tell(), packed))
             if files == 0:
-                raise ArchiveError(f"{path}: expected an archive with files in it, got an empty one")
+                raise CorpusError(f"{path}: expected an archive with files in it, got an empty one")
             part.rename(folder)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
@@ -109,7 +105,7 @@ def _members(raw: IO[bytes], path: Path) -> Iterator[_Member]:
                 special = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
                 kind = "folder" if info.is_dir() else "link or device" if special else "file"
                 if info.flag_bits & 1:
-                    raise ArchiveError(f"{path}: '{info.filename}' is encrypted; unpack the archive yourself")
+                    raise CorpusError(f"{path}: '{info.filename}' is encrypted; unpack the archive yourself")
                 yield _Member(info.filename, kind, info.file_size, archive.open(info) if kind == "file" else None)
         return
     raw.seek(0)
@@ -122,12 +118,12 @@ def _members(raw: IO[bytes], path: Path) -> Iterator[_Member]:
 
 
 def _safe(member: _Member, path: Path) -> PurePosixPath:
-    """The member's name as a path below the folder. raises: ArchiveError if it could be anything else."""
+    """The member's name as a path below the folder. raises: CorpusError if it could be anything else."""
     name = PurePosixPath(member.name)
     if member.kind not in ("file", "folder"):
-        raise ArchiveError(f"{path}: '{member.name}' is a {member.kind}; expected files and folders only")
+        raise CorpusError(f"{path}: '{member.name}' is a {member.kind}; expected files and folders only")
     if name.is_absolute() or ".." in name.parts or re.search(r"[\\\x00-\x1f\x7f]|^[A-Za-z]:", member.name):
-        raise ArchiveError(f"{path}: expected names below one folder, got {member.name!r}; nothing was unpacked")
+        raise CorpusError(f"{path}: expected names below one folder, got {member.name!r}; nothing was unpacked")
     return name
 
 
@@ -144,14 +140,14 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError) as error:
-        raise ArchiveError(
+        raise CorpusError(
             f"{path}: expected a whole tar or zip archive, got one that is cut short or damaged ({error}); "
             "delete it and download it again"
         ) from None
     except FileExistsError as error:
-        raise ArchiveError(f"{path}: holds '{Path(error.filename).name}' twice; unpack it yourself") from None
+        raise CorpusError(f"{path}: holds '{Path(error.filename).name}' twice; unpack it yourself") from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ArchiveError(
+        raise CorpusError(
             f"{path}: cannot be unpacked: {reason}; check the free space, or download the archive again"
         ) from None

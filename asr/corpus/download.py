@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from asr.errors import AsrError
+from asr.errors import CorpusError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -26,10 +26,6 @@ _TIMEOUT_S = 60.0  # without a byte
 _ATTEMPTS = 6  # at one mirror, in a row without a new byte
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP states that another attempt may not meet
 _MAX_BYTES = 200 << 30
-
-
-class DownloadError(AsrError):
-    """A file that no mirror gave, or that cannot be kept."""
 
 
 class _CutError(Exception):
@@ -59,7 +55,7 @@ def fetch(
                NAME.sha256 beside the file, and counts from then on.
     backoff_s: the wait before the second attempt; it doubles with each.
     A file that is there and right is not downloaded; NAME.part is where an interrupted one goes on.
-    raises: DownloadError if no URL works, the file is larger than max_bytes, or the disk is full.
+    raises: CorpusError if no URL works, the file is larger than max_bytes, or the disk is full.
     """
     record = path.with_name(path.name + ".sha256")
     part = path.with_name(path.name + ".part")
@@ -70,13 +66,13 @@ def fetch(
             if checksum is None:
                 _record(path, record, progress)
             elif (got := _digest(path, checksum, progress)) != checksum:
-                raise DownloadError(f"{path}: expected {checksum}, got {got}; delete it and run again")
+                raise CorpusError(f"{path}: expected {checksum}, got {got}; delete it and run again")
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         reasons = []
         for url in urls:
             if urlsplit(url).scheme not in ("http", "https"):
-                raise DownloadError(f"{url}: expected an address that starts with http:// or https://")
+                raise CorpusError(f"{url}: expected an address that starts with http:// or https://")
             try:
                 _fetch_one(url, part, checksum, max_bytes, progress, backoff_s)
             except _RefusedError as reason:
@@ -86,7 +82,7 @@ def fetch(
                 _record(part, record, progress, path.name)
             part.replace(path)
             return
-    raise DownloadError(
+    raise CorpusError(
         f"{path.name}: cannot be downloaded: {'; '.join(reasons)}; check the connection and run again, name another "
         f"mirror, or put the file at {path} yourself"
     )
@@ -95,7 +91,7 @@ def fetch(
 def _fetch_one(
     url: str, part: Path, checksum: str | None, max_bytes: int, progress: Progress | None, backoff_s: float
 ) -> None:
-    """One mirror, to a complete and checked .part. raises: _RefusedError, DownloadError."""
+    """One mirror, to a complete and checked .part. raises: _RefusedError, CorpusError."""
     version: str | None = None
     if checksum is None:  # nothing would tell whether what is left of another run belongs to the same file
         part.unlink(missing_ok=True)
@@ -128,7 +124,7 @@ def _fetch_one(
 def _transfer(url: str, part: Path, start: int, version: str | None, max_bytes: int, progress: Progress | None) -> None:
     """Append to the .part what it lacks, if the file is still of that version; if not, all of it.
 
-    raises: _CutError, _RefusedError, DownloadError.
+    raises: _CutError, _RefusedError, CorpusError.
     """
     request = urllib.request.Request(url, headers={"User-Agent": "asr", "Accept-Encoding": "identity"})
     if start:
@@ -151,7 +147,7 @@ def _transfer(url: str, part: Path, start: int, version: str | None, max_bytes: 
                 raise _RefusedError(f"expected at most {max_bytes} bytes, the server has {total}")
             free = shutil.disk_usage(part.parent).free
             if total is not None and total - start > free + (part.stat().st_size if part.exists() and not start else 0):
-                raise DownloadError(
+                raise CorpusError(
                     f"{part.parent}: {(total - start) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; "
                     "make room, or name another folder"
                 )
@@ -203,10 +199,10 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _digest(path: Path, like: str, progress: Progress | None) -> str:
-    """The file's checksum in the form of another. raises: DownloadError if that has none of the forms known."""
+    """The file's checksum in the form of another. raises: CorpusError if that has none of the forms known."""
     kind, _, value = like.partition(":")
     if kind not in ("sha256", "md5") or len(value) != {"sha256": 64, "md5": 32}[kind]:
-        raise DownloadError(f"{path.name}: expected a checksum such as sha256:HEX or md5:HEX, got '{like}'")
+        raise CorpusError(f"{path.name}: expected a checksum such as sha256:HEX or md5:HEX, got '{like}'")
     digest: Any = hashlib.new(kind, usedforsecurity=False)
     task = _task(progress, f"checking {path.name}", path.stat().st_size, 0)
     with path.open("rb") as file:
@@ -230,10 +226,10 @@ def _on_disk(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DownloadError(
+            raise CorpusError(
                 f"{path.parent}: the disk is full; what came is kept in {path.name}.part: make room and run again"
             ) from None
-        raise DownloadError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise CorpusError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _task(progress: Progress | None, description: str, total: int | None, done: int) -> TaskID | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from asr import audio, files
-from asr.errors import AsrError
+from asr.errors import AsrError, CorpusError
 from asr.manifest import Skipped, Utterance
 
 if TYPE_CHECKING:
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 
 MAX_OVERSHOOT_S = 0.5  # so far an utterance may reach beyond its audio and is cut to it: as Kaldi's extract-segments
 _Key = TypeVar("_Key", bound=Hashable)
-
-
-class InterchangeError(AsrError):
-    """A manifest of another toolkit that is missing or malformed; the message names file and line."""
 
 
 class UnusableError(Exception):
@@ -115,8 +111,8 @@ def _fitted(entry: Entry, info: audio.AudioInfo | AsrError) -> Utterance | str:
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """("FILE:NUMBER", line) of each line of a file that may be compressed, line ends kept. raises: InterchangeError."""
-    return files.lines(path, InterchangeError)
+    """("FILE:NUMBER", line) of each line of a file that may be compressed, line ends kept. raises: CorpusError."""
+    return files.lines(path, CorpusError)
 
 
 def unique_names(wanted: dict[_Key, str]) -> dict[_Key, str]:

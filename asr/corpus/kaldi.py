@@ -14,8 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from asr import audio
-from asr.corpus.entries import Corpus, Entry, InterchangeError, UnusableError, lines, seconds, unique_names
-from asr.errors import AsrError
+from asr.corpus.entries import Corpus, Entry, UnusableError, lines, seconds, unique_names
+from asr.errors import AsrError, CorpusError
 from asr.manifest import Skipped, Utterance
 
 FILES = ("wav.scp", "segments", "text", "utt2spk", "spk2utt", "utt2dur", "reco2dur")
@@ -40,7 +40,7 @@ def read(folder: str | Path, root: str | Path = ".") -> Corpus:
     A speaker named as the utterance is Kaldi's way to say that none is known. Of audio with several channels, Kaldi takes
     the first: such a file is skipped, not averaged. Pipes are never executed; one that does no more than decode a file
     ("flac -cds a.flac |") stands for that file, any other is skipped.
-    raises: InterchangeError if wav.scp or text is missing, or any of the four is malformed.
+    raises: CorpusError if wav.scp or text is missing, or any of the four is malformed.
     """
     folder = Path(folder)
     recordings, texts = _table(folder / "wav.scp"), _table(folder / "text")
@@ -79,7 +79,7 @@ def files(utterances: Sequence[Utterance], infos: dict[Path, audio.AudioInfo | A
     infos: what `probe` found of their audio. Ids are speaker-file-start-end, sorted as in the C locale, by utterance and at
     once by speaker, which Kaldi insists on; without whitespace. Whitespace within texts is single spaces. Kaldi itself
     reads mono wav files of 16 bits; any other gets a pipe through ffmpeg.
-    raises: InterchangeError if a file's name has a line end in it.
+    raises: CorpusError if a file's name has a line end in it.
     """
     names = unique_names({utterance.audio: utterance.audio.stem for utterance in utterances})
     speakers = unique_names({u.speaker: u.speaker for u in utterances if u.speaker})
@@ -114,7 +114,7 @@ def _segment(line: str, where: str) -> tuple[str, float, float]:
     try:
         start_s, end_s = map(float, rest[:2])
     except ValueError:
-        raise InterchangeError(f"{where}: expected a recording, start and end in seconds, got {line[:60]!r}") from None
+        raise CorpusError(f"{where}: expected a recording, start and end in seconds, got {line[:60]!r}") from None
     if rest[2:] not in ([], ["0"]):
         raise UnusableError(
             f"expected the first channel, got channel {' '.join(rest[2:])}; save it as a file of its own"
@@ -161,9 +161,7 @@ def _source(source: str) -> tuple[str, int | None]:
 def _wav(path: Path, info: audio.AudioInfo) -> str:
     name = os.path.abspath(path)  # noqa: PTH100 (not resolve: a link keeps its name)
     if "\n" in name or "\r" in name:
-        raise InterchangeError(
-            f"{name!r}: expected a name without line ends, which wav.scp has no way to write; rename it"
-        )
+        raise CorpusError(f"{name!r}: expected a name without line ends, which wav.scp has no way to write; rename it")
     # The pattern: what Kaldi would take for a command or a place in an archive goes through the shell's quotes.
     if info.channels == 1 and info.format in ("WAV/PCM_16", "WAVEX/PCM_16") and re.fullmatch(r"\S.*[^\s|:\d]", name):
         return name
@@ -199,10 +197,10 @@ def _table(path: Path) -> dict[str, str]:
         if not key:
             continue
         if key in table:
-            raise InterchangeError(f"{where}: {key} is listed twice; keep one")
+            raise CorpusError(f"{where}: {key} is listed twice; keep one")
         if not value and path.name != "text":
-            raise InterchangeError(f"{where}: expected '{key}' and a value, got nothing after it")
+            raise CorpusError(f"{where}: expected '{key}' and a value, got nothing after it")
         table[key] = value[0] if value else ""
     if not table:
-        raise InterchangeError(f"{path}: expected a line for each utterance or recording, got an empty file")
+        raise CorpusError(f"{path}: expected a line for each utterance or recording, got an empty file")
     return table

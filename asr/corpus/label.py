@@ -23,7 +23,7 @@ import numpy as np
 
 from asr import audio
 from asr.audio import SAMPLE_RATE
-from asr.errors import AsrError, nearest
+from asr.errors import AsrError, CorpusError, nearest
 from asr.manifest import Skipped, Utterance
 from asr.text import letters, squeeze
 
@@ -38,10 +38,6 @@ _REPETITIVE = (
 )
 _LETTERS_A_SECOND = 3, 30
 _FILES = "model.bin", "config.json", "tokenizer.json"
-
-
-class LabelError(AsrError):
-    """A teacher that cannot be used, or a list of labels that is of another run."""
 
 
 class Word(NamedTuple):
@@ -108,12 +104,12 @@ def whisper(folder: Path, language: str = "en", threads: int = 1) -> Teacher:
     """The Whisper model in a folder, as faster-whisper reads it; on a GPU where it finds one. Nothing is downloaded.
 
     language: of the speech, as Whisper writes it: en, de, pt.  threads: on a CPU.
-    raises:   LabelError saying what is missing or wrong; ModuleNotFoundError without faster-whisper.
+    raises:   CorpusError saying what is missing or wrong; ModuleNotFoundError without faster-whisper.
     """
     missing = [name for name in _FILES if not (folder / name).is_file()]
     missing += [] if any(folder.glob("vocabulary.*")) else ["vocabulary.txt or .json"]
     if missing:
-        raise LabelError(
+        raise CorpusError(
             f"{folder}: expected the folder of a Whisper model for faster-whisper ({', '.join(_FILES)}, vocabulary.txt or "
             f".json), but {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} not there; name another"
         )
@@ -124,10 +120,10 @@ def whisper(folder: Path, language: str = "en", threads: int = 1) -> Teacher:
             str(folder), device="auto", compute_type="auto", cpu_threads=threads, local_files_only=True
         )
     except Exception as error:  # whatever the libraries below make of a file that is damaged or of another kind
-        raise LabelError(f"{folder}: expected a Whisper model for faster-whisper, got: {error}") from None
+        raise CorpusError(f"{folder}: expected a Whisper model for faster-whisper, got: {error}") from None
     known = model.supported_languages
     if language not in known:
-        raise LabelError(
+        raise CorpusError(
             f"{folder}: expected a language that this model knows, got '{language}': {nearest(language, known)}"
         )
     pipeline = BatchedInferencePipeline(model)
@@ -261,7 +257,7 @@ class Labels:
     def __init__(self, path: Path, made: Mapping[str, Any]) -> None:
         """made: what a run must have in common with the one that began the file.
 
-        raises: LabelError if they differ, or the file cannot be read or written.
+        raises: CorpusError if they differ, or the file cannot be read or written.
         """
         self.path = path
         self._labels: dict[tuple[str, float], Label] = {}
@@ -271,7 +267,7 @@ class Labels:
             rows = [json.loads(line) for line in whole]
             if rows and rows[0] != dict(made):
                 differing = [key for key in made if rows[0].get(key) != made[key]]
-                raise LabelError(
+                raise CorpusError(
                     f"{path}: labels of a run with {', '.join(f'{key} {rows[0].get(key)}' for key in differing)}; "
                     "--overwrite begins anew"
                 )
@@ -280,11 +276,11 @@ class Labels:
             path.write_bytes(b"".join(whole) or (json.dumps(made) + "\n").encode())
             self._file = path.open("a", encoding="utf-8")
         except (ValueError, TypeError) as error:
-            raise LabelError(
+            raise CorpusError(
                 f"{path}: expected the labels of a run that was stopped, got: {error}; remove it"
             ) from None
         except OSError as error:
-            raise LabelError(f"{path}: cannot be read and written: {error.strerror}") from None
+            raise CorpusError(f"{path}: cannot be read and written: {error.strerror}") from None
 
     def __contains__(self, clip: Clip) -> bool:
         return (str(clip.audio), clip.offset_s) in self._labels

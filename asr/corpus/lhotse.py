@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from asr import audio
-from asr.corpus.entries import Corpus, Entry, InterchangeError, UnusableError, lines, unique_names
-from asr.errors import AsrError
+from asr.corpus.entries import Corpus, Entry, UnusableError, lines, unique_names
+from asr.errors import AsrError, CorpusError
 from asr.manifest import Skipped, Utterance
 
 _CUTS = ("MonoCut", "MultiCut", "MixedCut", "PaddingCut", "Cut")
@@ -26,7 +26,7 @@ def read(paths: Iterable[str | Path], root: str | Path = ".") -> Corpus:
     root: the folder that relative names of audio start from. Each supervision is an utterance. Skipped with a reason:
     audio that is no file, augmentation other than resampling, mixed cuts, a supervision without text, or of some but
     not all channels of a file.
-    raises: InterchangeError naming file and line of what is missing, malformed, damaged, or beyond all measure.
+    raises: CorpusError naming file and line of what is missing, malformed, damaged, or beyond all measure.
     """
     corpus = Corpus()
     recordings: dict[str, tuple[dict[str, Any], str]] = {}
@@ -39,13 +39,13 @@ def read(paths: Iterable[str | Path], root: str | Path = ".") -> Corpus:
             if "sources" in row:
                 key = _text(row, "id", where)
                 if recordings.setdefault(key, (row, where))[0] != row:
-                    raise InterchangeError(f"{where}: recording {key} is another in {recordings[key][1]}; keep one")
+                    raise CorpusError(f"{where}: recording {key} is another in {recordings[key][1]}; keep one")
             elif "recording_id" in row:
                 supervisions.append((row, where))
             elif row.keys() & {"supervisions", "tracks", "recording"} or row.get("type") in _CUTS:
                 _add_cut(row, where, Path(root), corpus)
             else:
-                raise InterchangeError(
+                raise CorpusError(
                     f"{where}: expected a cut, recording or supervision of Lhotse, got the keys {', '.join(row)[:200]}"
                 )
     used = set()
@@ -108,7 +108,7 @@ def _add_cut(row: dict[str, Any], where: str, root: Path, corpus: Corpus) -> Non
         )
     else:
         if not isinstance(supervisions, list) or not all(isinstance(each, dict) for each in supervisions):
-            raise InterchangeError(f"{where}: expected 'supervisions' to be a list of objects")
+            raise CorpusError(f"{where}: expected 'supervisions' to be a list of objects")
         for supervision in supervisions:
             _add_supervision(corpus, supervision, where, row.get("recording"), _number(row, "start", where), root)
 
@@ -124,7 +124,7 @@ def _add_supervision(
         if recording is None:
             raise UnusableError(f"there is no recording {row.get('recording_id')} that it is of")
         if not isinstance(recording, dict):
-            raise InterchangeError(f"{where}: expected 'recording' to be an object, got {str(recording)[:60]}")
+            raise CorpusError(f"{where}: expected 'recording' to be an object, got {str(recording)[:60]}")
         channel = row.get("channel", 0)
         channels = set(map(str, channel if isinstance(channel, list) else [channel]))
         corpus.entries.append(
@@ -153,11 +153,11 @@ def _source(recording: dict[str, Any], channels: set[str], where: str) -> str:
             )
     sources = recording.get("sources")
     if not isinstance(sources, list) or not all(isinstance(source, dict) for source in sources):
-        raise InterchangeError(f"{where}: expected 'sources' to be a list of objects")
+        raise CorpusError(f"{where}: expected 'sources' to be a list of objects")
     for source in sources:
         held = source.get("channels")
         if not isinstance(held, list):
-            raise InterchangeError(f"{where}: expected a source's 'channels' to be a list, got {str(held)[:60]}")
+            raise CorpusError(f"{where}: expected a source's 'channels' to be a list, got {str(held)[:60]}")
         if set(map(str, held)) == channels:
             if source.get("type") != "file":
                 raise UnusableError(f"expected a source of type file, got {source.get('type')}; save its audio first")
@@ -174,7 +174,7 @@ def _json(line: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
-        raise InterchangeError(
+        raise CorpusError(
             f"{where}: expected a JSON object a line, got {line.strip()[:60]!r}; of Lhotse's other formats: "
             "lhotse copy OLD NEW.jsonl.gz"
         )
@@ -184,14 +184,14 @@ def _json(line: str, where: str) -> dict[str, Any]:
 def _text(row: dict[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if not isinstance(value, (str, int)) or isinstance(value, bool):
-        raise InterchangeError(f"{where}: expected '{key}' to be text, got {str(value)[:60]}")
+        raise CorpusError(f"{where}: expected '{key}' to be text, got {str(value)[:60]}")
     return str(value)
 
 
 def _number(row: dict[str, Any], key: str, where: str) -> float:
     value = row.get(key)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise InterchangeError(f"{where}: expected '{key}' to be seconds, got {str(value)[:60]}")
+        raise CorpusError(f"{where}: expected '{key}' to be seconds, got {str(value)[:60]}")
     try:
         return float(value)
     except OverflowError:  # an integer of hundreds of digits

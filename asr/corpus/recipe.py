@@ -19,17 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from asr import audio, files, manifest, terminal
 from asr.corpus import archive, download
-from asr.errors import AsrError
+from asr.errors import AsrError, CorpusError
 from asr.manifest import Utterance
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 _AT_ONCE = 4096  # recordings measured between two writes of the durations
-
-
-class CorpusError(AsrError):
-    """A corpus that is not where or what it should be."""
 
 
 class Recording(NamedTuple):

@@ -10,7 +10,8 @@ from itertools import chain
 from pathlib import Path
 
 from asr.audio import SUFFIXES
-from asr.corpus.entries import Corpus, Entry, InterchangeError, lines
+from asr.corpus.entries import Corpus, Entry, lines
+from asr.errors import CorpusError
 from asr.manifest import Skipped
 
 # What the columns are called by those who publish corpora, without regard to case.
@@ -40,7 +41,7 @@ def read(
     The columns are named, or counted from 1; else found by the names that are usual. Without a header the first column is
     the audio's and the last the text, as of LJSpeech's metadata.csv. Names of audio, with or without suffix, are relative
     to the table's folder, or to clips/, wavs/, wav/ or audio/ within it.
-    raises: InterchangeError if a column is missing, or the table cannot be read.
+    raises: CorpusError if a column is missing, or the table cannot be read.
     """
     path = Path(path)
     numbered = lines(path)
@@ -57,7 +58,7 @@ def read(
         at[:2] = [0, len(header) - 1]
     elif at[0] is None or at[1] is None or (speaker_column is not None and at[2] is None):
         expected = ", ".join(filter(None, given)) or f"{' or '.join(_AUDIO)}, and {' or '.join(_TEXT)}"
-        raise InterchangeError(
+        raise CorpusError(
             f"{where}: expected the columns {expected}, got {', '.join(header)[:300] or 'none'}; "
             "name or count yours: --audio-column NAME --text-column NAME"
         )
@@ -133,6 +134,6 @@ def _split(lines: Iterator[tuple[str, str]], separator: str, path: Path) -> Iter
             yield place[0], row
     except csv.Error as error:
         name = {",": "commas", ";": "semicolons"}[separator]
-        raise InterchangeError(
+        raise CorpusError(
             f"{place[0]}: expected fields with {name} between them and quotes closed, got: {error}"
         ) from None

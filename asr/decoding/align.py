@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from asr.decoding.ctc import CtcError, checked
+from asr.decoding.ctc import checked
+from asr.errors import DecodingError
 from asr.tokens import BLANK, Span, min_frames
 
 _NEVER = -np.inf  # log 0
@@ -21,7 +22,7 @@ def align(log_probs: np.ndarray, token_ids: Sequence[int]) -> list[Span]:
     log_probs: (T, V) float32, natural log.
     token_ids: (U,) ids from 1 to V - 1; none gives [].
     returns:   U spans, in order and disjoint, each of at least one frame; the frames between them are blank.
-    raises:    CtcError if log_probs is not as described, an id is not a token, T is too short for the text, or no path
+    raises:    DecodingError if log_probs is not as described, an id is not a token, T is too short for the text, or no path
                of the text has a probability above 0.
     source:    Graves et al. 2006, "Connectionist Temporal Classification", section 4.1, with max in place of sum.
     """
@@ -29,12 +30,12 @@ def align(log_probs: np.ndarray, token_ids: Sequence[int]) -> list[Span]:
     n_frames, n_tokens = log_probs.shape
     wrong = [token_id for token_id in token_ids if not BLANK < token_id < n_tokens]
     if wrong:
-        raise CtcError(f"expected token ids from 1 to {n_tokens - 1}, got {wrong[:5]}")
+        raise DecodingError(f"expected token ids from 1 to {n_tokens - 1}, got {wrong[:5]}")
     if len(token_ids) == 0:
         return []
     fewest = min_frames(token_ids)
     if n_frames < fewest:
-        raise CtcError(
+        raise DecodingError(
             f"expected at least {fewest} frames for {len(token_ids)} tokens, got {n_frames}: "
             "the text is too long for the audio; check that they belong together"
         )
@@ -66,7 +67,9 @@ def align(log_probs: np.ndarray, token_ids: Sequence[int]) -> list[Span]:
 
     state = len(states) - 1 if best[-1] > best[-2] else len(states) - 2  # the last blank need not be there
     if best[state] == _NEVER:
-        raise CtcError("expected a path with a probability above 0, but some token of the text has none in every frame")
+        raise DecodingError(
+            "expected a path with a probability above 0, but some token of the text has none in every frame"
+        )
     for t in range(n_frames - 1, -1, -1):
         path[t] = state
         state -= int(moves[t, state])

@@ -14,17 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from asr.errors import AsrError
+from asr.errors import DecodingError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _SURE = 1e-4  # log-odds end here: a share of 1 means only that the beam was narrow
 _RIDGE = 1e-3  # keeps the regression finite where everything is right
-
-
-class ConfidenceError(AsrError):
-    """Too few words to calibrate on, or stored weights that are none."""
 
 
 def shares(texts: Sequence[Sequence[str]], scores: Sequence[float]) -> list[float]:
@@ -59,11 +55,11 @@ class Calibration:
 def fit(share: np.ndarray, letters: np.ndarray, right: np.ndarray) -> Calibration:
     """Logistic regression by Newton's method. All (n,): the signs of n words, and whether each is right.
 
-    raises: ConfidenceError if there are fewer than 100 words, or all are right, or none.
+    raises: DecodingError if there are fewer than 100 words, or all are right, or none.
     source: Platt 1999, "Probabilistic Outputs for Support Vector Machines", which is calibration by logistic regression.
     """
     if len(right) < 100 or right.all() or not right.any():
-        raise ConfidenceError(
+        raise DecodingError(
             f"expected at least 100 recognised words, right and wrong ones, got {len(right)}, {int(right.sum())} right: "
             "calibrate on more recordings"
         )

@@ -16,17 +16,13 @@ from typing import Protocol
 
 import numpy as np
 
-from asr.errors import AsrError
+from asr.errors import DecodingError
 from asr.tokens import BLANK
 
 _NEVER = -np.inf  # log 0
 _LOG_PROB_SLACK = 1e-3  # how far above log 1 rounding may carry a log-probability
 _NOWHERE = -1
 _SPARE_NODES = 1024  # dead prefixes that may pile up before they are cleared away
-
-
-class CtcError(AsrError):
-    """Log-probabilities or tokens that cannot be decoded or aligned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +67,7 @@ def greedy(log_probs: np.ndarray) -> Hypothesis:
     """The most probable path, collapsed. Of equally probable tokens the lowest id wins.
 
     log_probs: (T, V) float32, natural log; T = 0 gives the empty hypothesis.
-    raises:    CtcError if the shape is another, or the values are not log-probabilities.
+    raises:    DecodingError if the shape is another, or the values are not log-probabilities.
     source:    Graves et al. 2006, "Connectionist Temporal Classification", section 3.2.
     """
     log_probs = checked(log_probs)
@@ -95,10 +91,10 @@ def beam(
 
     log_probs: (T, V) float32, natural log; T = 0 gives the empty hypothesis.
     others:    see BeamSearch.
-    raises:    CtcError if the shape is another, the values are not log-probabilities, or beam or n_best is below 1.
+    raises:    DecodingError if the shape is another, the values are not log-probabilities, or beam or n_best is below 1.
     """
     if np.ndim(log_probs) != 2:
-        raise CtcError(f"expected log-probabilities of shape (T, V), got {np.shape(log_probs)}")
+        raise DecodingError(f"expected log-probabilities of shape (T, V), got {np.shape(log_probs)}")
     search = BeamSearch(log_probs.shape[1], beam, scorers, token_floor=token_floor, score_range=score_range)
     search.advance(log_probs)
     return search.hypotheses(n_best)
@@ -137,7 +133,7 @@ class BeamSearch:
                  trained network only the blank is left, and they cost next to nothing.
     score_range: prefixes that rank lower than the best by more than this are dropped.
     Ties are broken the same way everywhere: of equal candidates the earlier in the beam stays, then the lower token.
-    raises:   CtcError if n_tokens is below 2 or beam below 1.
+    raises:   DecodingError if n_tokens is below 2 or beam below 1.
     source:   Graves & Jaitly 2014, "Towards End-to-End Speech Recognition with Recurrent Neural Networks", algorithm 1;
               Hannun et al. 2014, "First-Pass Large Vocabulary Continuous Speech Recognition using Bi-Directional
               Recurrent DNNs", algorithm 1.
@@ -153,9 +149,9 @@ class BeamSearch:
         score_range: float = np.inf,
     ) -> None:
         if n_tokens < 2:
-            raise CtcError(f"expected the blank and at least one token, got {n_tokens} tokens")
+            raise DecodingError(f"expected the blank and at least one token, got {n_tokens} tokens")
         if beam < 1:
-            raise CtcError(f"expected a beam of at least 1 prefix, got {beam}")
+            raise DecodingError(f"expected a beam of at least 1 prefix, got {beam}")
         self._n_tokens = n_tokens
         self._beam = beam
         self._scorers = tuple(scorers)
@@ -175,7 +171,7 @@ class BeamSearch:
         self._place = np.full(1, _NOWHERE)  # of each node of the trie in the beam, while it is asked for
 
     def advance(self, log_probs: np.ndarray) -> None:
-        """Take the next frames, (T, V) float32, natural log; T may be 0. raises: CtcError, with nothing taken."""
+        """Take the next frames, (T, V) float32, natural log; T may be 0. raises: DecodingError, with nothing taken."""
         log_probs = checked(log_probs, self._n_tokens)
         grows = log_probs[:, BLANK + 1 :] > self._token_floor
         for frame, tokens, some in zip(log_probs, grows, np.logical_or.reduce(grows, axis=1).tolist(), strict=True):
@@ -190,7 +186,7 @@ class BeamSearch:
         ended: rank them as texts that end here; otherwise as texts that may go on.
         """
         if n_best < 1:
-            raise CtcError(f"expected n_best of at least 1, got {n_best}")
+            raise DecodingError(f"expected n_best of at least 1, got {n_best}")
         rank = self._total + self._gain
         if ended:
             for scorer, states in zip(self._scorers, self._states, strict=True):
@@ -384,16 +380,20 @@ def _top(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def checked(log_probs: np.ndarray, n_tokens: int | None = None) -> np.ndarray:
-    """log_probs as (T, V) float64, or CtcError."""
+    """log_probs as (T, V) float64, or DecodingError."""
     shape = np.shape(log_probs)
     if len(shape) != 2 or shape[1] < 2 or (n_tokens is not None and shape[1] != n_tokens):
-        raise CtcError(f"expected log-probabilities of shape (T, {n_tokens or 'V'}), got {shape}")
+        raise DecodingError(f"expected log-probabilities of shape (T, {n_tokens or 'V'}), got {shape}")
     log_probs = np.asarray(log_probs, np.float64)
     peak = log_probs.max(axis=1)  # NaN wins every maximum
     if np.isnan(peak).any():
-        raise CtcError(f"expected log-probabilities, got NaN in frame {np.isnan(peak).argmax()}: check the network")
+        raise DecodingError(
+            f"expected log-probabilities, got NaN in frame {np.isnan(peak).argmax()}: check the network"
+        )
     if (peak > _LOG_PROB_SLACK).any():
-        raise CtcError(f"expected natural-log probabilities (0 or below), got {peak.max():.3g}: apply log-softmax")
+        raise DecodingError(f"expected natural-log probabilities (0 or below), got {peak.max():.3g}: apply log-softmax")
     if (peak == _NEVER).any():
-        raise CtcError(f"expected a token with a probability above 0 in each frame, frame {peak.argmin()} has none")
+        raise DecodingError(
+            f"expected a token with a probability above 0 in each frame, frame {peak.argmin()} has none"
+        )
     return log_probs

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asr.errors import AsrError
+from asr.errors import DecodingError
 from asr.lm.lexicon import MAX_LETTERS, OUTSIDE, ROOT, Lexicon
 from asr.lm.model import EOS, UNK, NgramModel
 from asr.tokens import BLANK, Tokens
@@ -24,10 +24,6 @@ _MAX_TABLE = 1 << 30  # bytes
 _MAX_ASKED = 1 << 16  # what is remembered of the model
 
 
-class FusionError(AsrError):
-    """A language model that cannot serve this recogniser's vocabulary."""
-
-
 @dataclass(frozen=True, slots=True)
 class Decoding:
     """How much the beam search heeds a language model; `asr tune` finds the values. Natural logarithms.
@@ -35,7 +31,7 @@ class Decoding:
     lm_weight:   factor of the model's log-probabilities.
     word_bonus:  added for each word (of a character model: each character), since every one costs probability.
     unknown:     added for a word outside the vocabulary, beside what the model gives to <unk>; None forbids such words.
-    raises:      FusionError if one is beyond MAX_WEIGHT, or the first below 0.
+    raises:      DecodingError if one is beyond MAX_WEIGHT, or the first below 0.
     """
 
     lm_weight: float = 0.8
@@ -49,7 +45,7 @@ class Decoding:
             ("unknown", 0.0 if self.unknown is None else self.unknown, -MAX_WEIGHT, MAX_WEIGHT),
         ):
             if value is None or not low <= value <= high:  # nor NaN
-                raise FusionError(f"expected for {name} a number from {low:g} to {high:g}, got {value}")
+                raise DecodingError(f"expected for {name} a number from {low:g} to {high:g}, got {value}")
 
 
 class WordScorer:
@@ -57,14 +53,14 @@ class WordScorer:
 
     extra:  words outside the model's vocabulary that are as welcome as its unknown word, such as hot words.
     unspelt: words of the vocabulary that the tokens cannot spell, and that can therefore not be recognised.
-    raises: FusionError if the tokens have no space, or can spell none of the words.
+    raises: DecodingError if the tokens have no space, or can spell none of the words.
 
     The state is the model's context and the spelling tree's node in one integer.
     """
 
     def __init__(self, model: NgramModel, tokens: Tokens, decoding: Decoding, extra: Iterable[str] = ()) -> None:
         if " " not in tokens.symbols:
-            raise FusionError("expected a vocabulary with a space for a word model, got none: use a character model")
+            raise DecodingError("expected a vocabulary with a space for a word model, got none: use a character model")
         self._space = tokens.space
         self._model = model
         self._weight, self._bonus = decoding.lm_weight, decoding.word_bonus
@@ -81,13 +77,13 @@ class WordScorer:
             words = model.words[EOS + 1 :]
             self.unspelt = [word for word in words if len(word) > MAX_LETTERS or not letters.keys() >= set(word)]
         if len(self.unspelt) == model.counts[0] - EOS - 1 and not more:
-            raise FusionError(
+            raise DecodingError(
                 f"expected words spelt with {tokens.alphabet.replace(' ', '')!r}, got {model.words[EOS + 1 : EOS + 6]}: "
                 "normalise the model's text as the recogniser's was"
             )
         size = len(lexicon)
         if size * len(tokens) * 4 > _MAX_TABLE:
-            raise FusionError(
+            raise DecodingError(
                 f"expected a vocabulary whose spelling tree fits {_MAX_TABLE >> 20} MB, got {size} nodes of "
                 f"{len(tokens)} tokens: train the language model with a smaller --vocab"
             )
@@ -168,7 +164,7 @@ class CharacterScorer:
         self._ids = model.ids([SPACE if symbol == " " else symbol for symbol in tokens.symbols])
         self.unspelt = [word for word in model.words[EOS + 1 :] if word != SPACE and word not in tokens.symbols]
         if not self._ids.any():
-            raise FusionError(f"expected a model of {''.join(tokens.symbols[1:])!r}, got one of {model.words[3:8]}")
+            raise DecodingError(f"expected a model of {''.join(tokens.symbols[1:])!r}, got one of {model.words[3:8]}")
         self.start = model.start
 
     def scores(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:

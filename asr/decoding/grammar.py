@@ -22,8 +22,8 @@ import numpy as np
 from asr import files
 from asr.decoding import jsgf
 from asr.decoding import phrases as spelling
-from asr.decoding.jsgf import Choice, Expression, GrammarError, Phrase, Reference, Repeat, Sequence
-from asr.errors import nearest
+from asr.decoding.jsgf import Choice, Expression, Phrase, Reference, Repeat, Sequence
+from asr.errors import DecodingError, nearest
 from asr.tokens import BLANK, Tokens
 
 _MAX_SIZE = 2_000_000  # arcs of the first automaton and members of the second one's states: 10 s, 1 GB
@@ -42,7 +42,7 @@ class Grammar:
     4 V bytes a state, of which a list of sentences has at most one a letter.
 
     sentences: an expression.  rules: those that it refers to.  where: what errors call the grammar.
-    raises:    GrammarError if a rule is missing or refers to itself, no sentence is left, or there are too many states;
+    raises:    DecodingError if a rule is missing or refers to itself, no sentence is left, or there are too many states;
                TokenError if a phrase cannot be spelt.
     """
 
@@ -62,11 +62,11 @@ class Grammar:
     def read(cls, path: str | Path, normalise: Callable[[str], str], tokens: Tokens) -> Grammar:
         """The grammar of a file, see above and `parse`.
 
-        raises: GrammarError naming the place if it is missing, not UTF-8 (whatever a JSGF header says), or as `parse`.
+        raises: DecodingError naming the place if it is missing, not UTF-8 (whatever a JSGF header says), or as `parse`.
         """
-        text = "".join(line for _, line in files.lines(path, GrammarError, what="grammar"))
+        text = "".join(line for _, line in files.lines(path, DecodingError, what="grammar"))
         if Path(path).suffix.lower() == ".jsgf" and not text.startswith("#JSGF"):
-            raise GrammarError(f"{path}:1: expected {_HEADER}, got {text.split(chr(10))[0][:40]!r}")
+            raise DecodingError(f"{path}:1: expected {_HEADER}, got {text.split(chr(10))[0][:40]!r}")
         return cls.parse(text, normalise, tokens, str(path))
 
     @classmethod
@@ -75,31 +75,33 @@ class Grammar:
 
         normalise: the normaliser of the recogniser's texts (`asr.text`), applied to each sentence, of JSGF to each word.
         where:     what errors call the text.
-        raises:    GrammarError naming line and column if the text is not as described above, a word has characters
+        raises:    DecodingError naming line and column if the text is not as described above, a word has characters
                    outside the alphabet, or as `Grammar`.
         """
 
         def spell(written: str, place: str) -> Phrase:
-            return Phrase(spelling.spell(written, normalise, tokens, place, GrammarError))
+            return Phrase(spelling.spell(written, normalise, tokens, place, DecodingError))
 
         if text.startswith("#JSGF"):
             sentences, rules = jsgf.parse(text, spell, where)
             return cls(sentences, tokens, rules, where)
         if rule := _RULE.search(text):
             number = text.count("\n", 0, rule.end()) + 1
-            raise GrammarError(f"{where}:{number}: expected {_HEADER} before rules, got {rule[0].strip()!r} without it")
+            raise DecodingError(
+                f"{where}:{number}: expected {_HEADER} before rules, got {rule[0].strip()!r} without it"
+            )
         lines = ((line.strip(), number) for number, line in enumerate(text.split("\n"), start=1))
         listed = [spell(line, f"{where}:{number}") for line, number in lines if line and not line.startswith("#")]
         if not listed:
-            raise GrammarError(f"{where}: expected a sentence a line, or #JSGF at the start, got neither")
+            raise DecodingError(f"{where}: expected a sentence a line, or #JSGF at the start, got neither")
         return cls(Choice(tuple(listed)), tokens, where=where)
 
     @classmethod
     def of(cls, sentences: Iterable[str], normalise: Callable[[str], str], tokens: Tokens) -> Grammar:
-        """The grammar of these sentences and no others. raises: GrammarError, as `parse`."""
-        listed = [spelling.spell(text, normalise, tokens, "grammar", GrammarError) for text in sentences]
+        """The grammar of these sentences and no others. raises: DecodingError, as `parse`."""
+        listed = [spelling.spell(text, normalise, tokens, "grammar", DecodingError) for text in sentences]
         if not listed:
-            raise GrammarError("grammar: expected a sentence, got none")
+            raise DecodingError("grammar: expected a sentence, got none")
         return cls(Choice(tuple(map(Phrase, listed))), tokens)
 
     def scores(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -145,7 +147,7 @@ class _Automaton:
         begun = self._settle({self._first}, useful)
         start = self._settle(self._moves(begun).get(self._space, set()), useful) | (begun & {self._last})
         if not start:
-            raise GrammarError(
+            raise DecodingError(
                 f"{self._where}: expected a grammar with a sentence, got none: every way leads to <VOID>"
             )
         dead: frozenset[int] = frozenset()
@@ -155,7 +157,7 @@ class _Automaton:
         for state, members in enumerate(sets):  # which grows meanwhile
             for token, reached in self._moves(members).items():
                 if token == BLANK:
-                    raise GrammarError(
+                    raise DecodingError(
                         f"{self._where}: expected sentences of one word, as the alphabet "
                         f"{self._tokens.alphabet[:60]!r} has no space, got longer ones"
                     )
@@ -166,7 +168,7 @@ class _Automaton:
                 edges.append((state, token, number))
         size = len(sets) * len(self._tokens) * 4
         if size > _MAX_TABLE:
-            raise GrammarError(
+            raise DecodingError(
                 f"{self._where}: expected a grammar that needs at most {_MAX_TABLE >> 20} MB, got {len(sets)} states of "
                 f"{len(self._tokens)} tokens, {size >> 20} MB: use fewer sentences"
             )
@@ -184,7 +186,7 @@ class _Automaton:
     def _grow(self, size: int) -> None:
         self._size += size
         if self._size > _MAX_SIZE:
-            raise GrammarError(
+            raise DecodingError(
                 f"{self._where}: expected a grammar of at most {_MAX_SIZE} states with all its references and choices "
                 "written out, got a larger one: use fewer, or a language model"
             )
@@ -194,7 +196,7 @@ class _Automaton:
         self._grow(1)
         if depth > _MAX_DEPTH:
             through = "".join(f", through <{name}>" for name in above[-1:])
-            raise GrammarError(
+            raise DecodingError(
                 f"{self._where}: expected at most {_MAX_DEPTH} expressions within one another{through}, got more: "
                 "use fewer brackets, and shorter chains of rules"
             )
@@ -222,11 +224,11 @@ class _Automaton:
             case Reference(name, where):
                 if name in above:
                     chain = " -> ".join(f"<{rule}>" for rule in (*above[above.index(name) :], name))
-                    raise GrammarError(
+                    raise DecodingError(
                         f"{where}: expected rules that do not contain themselves, got {chain}: repeat with * or + instead"
                     )
                 if name not in self._rules:
-                    raise GrammarError(f"{where}: there is no rule <{name}>; {nearest(name, self._rules)}")
+                    raise DecodingError(f"{where}: there is no rule <{name}>; {nearest(name, self._rules)}")
                 self._lay(self._rules[name], first, last, (*above, name), depth + 1)
 
     def _useful(self) -> set[int]:

@@ -29,7 +29,7 @@ import numpy as np
 
 from asr import files
 from asr.decoding import phrases as spelling
-from asr.errors import AsrError
+from asr.errors import HotWordError as HotWordError
 from asr.tokens import Tokens
 
 DEFAULT_WEIGHT = 5.0  # a phrase may be exp(5), 150 times less probable than what sounds like it, and still win
@@ -38,10 +38,6 @@ MAX_LINES = 100_000
 
 _MAX_TABLE = 1 << 30  # bytes
 _OUTSIDE, _START = 0, 1
-
-
-class HotWordError(AsrError):
-    """Hot words that are missing, malformed, or cannot be spelt."""
 
 
 class HotWords:

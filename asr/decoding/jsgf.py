@@ -18,13 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
-from asr.errors import AsrError
+from asr.errors import DecodingError
 
 _MAX_NESTING = 64  # brackets within brackets
-
-
-class GrammarError(AsrError):
-    """A grammar that is missing, malformed, too large, or cannot be spelt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +70,7 @@ def parse(
     """The union of a text's public rules, and all its rules by name; whether they refer to rules that exist is not checked.
 
     spell:  what makes a phrase of a word and its place, or raises.  where: what errors call the text.
-    raises: GrammarError naming line and column.
+    raises: DecodingError naming line and column.
     """
     return _Parser(text, spell, where).text()
 
@@ -130,7 +126,7 @@ class _Parser:
         while self._token.kind != "end":
             self._rule(rules, public)
         if not public:
-            raise GrammarError(
+            raise DecodingError(
                 f"{self._where}: expected a public rule, got none: write 'public' before each rule that is a sentence"
             )
         return Choice(tuple(public)), rules
@@ -138,12 +134,12 @@ class _Parser:
     def _rule(self, rules: dict[str, Expression], public: list[Expression]) -> None:
         where = self._token.where
         if self._take_word("import"):
-            raise GrammarError(f"{where}: expected a rule, got an import, which is not supported: copy the rules")
+            raise DecodingError(f"{where}: expected a rule, got an import, which is not supported: copy the rules")
         is_public = self._take_word("public")
         where = self._token.where
         name = self._expect("rule", "a rule such as 'public <name> = yes | no;'").text[1:-1]
         if name in rules or name in ("NULL", "VOID"):
-            raise GrammarError(f"{where}: expected each rule once, got <{name}> again: rename one")
+            raise DecodingError(f"{where}: expected each rule once, got <{name}> again: rename one")
         if is_public:
             public.append(Reference(name, where))
         self._expect("=", f"'=' after <{name}>")
@@ -178,7 +174,7 @@ class _Parser:
             case _Token(opened, _, where):
                 self._nesting += 1
                 if self._nesting > _MAX_NESTING:
-                    raise GrammarError(
+                    raise DecodingError(
                         f"{where}: expected at most {_MAX_NESTING} brackets within one another, got more"
                     )
                 item = self._choice()
@@ -210,7 +206,7 @@ class _Parser:
 
     def _fail(self, expected: str) -> NoReturn:
         got = "the end of the text" if self._token.kind == "end" else repr(self._token.text[:60])
-        raise GrammarError(f"{self._token.where}: expected {expected}, got {got}")
+        raise DecodingError(f"{self._token.where}: expected {expected}, got {got}")
 
     def _split(self, text: str) -> Iterator[_Token]:
         """The tokens of the text, less gaps and comments; the last is of kind "end"."""
@@ -219,7 +215,7 @@ class _Parser:
             where = f"{self._where}:{line}:{at - line_start + 1}"
             found = _TOKEN.match(text, at)
             if not found:
-                raise GrammarError(
+                raise DecodingError(
                     f"{where}: expected a word or a sign of JSGF, got {text[at : at + 20]!r}: "
                     "close what is opened there, or put words with signs in double quotes"
                 )

@@ -106,7 +106,7 @@ def error_rates(examples: Sequence[Example], decoder: Decoder) -> tuple[float, f
 
 
 def calibrate(examples: Sequence[Example], decoder: Decoder) -> Calibration:
-    """The confidences' calibration for a decoder. raises: ConfidenceError if there is too little to learn from."""
+    """The confidences' calibration for a decoder. raises: DecodingError if there is too little to learn from."""
     share, letters, right = signs(examples, decoder)
     return confidence.fit(share, letters, right)
 

@@ -14,6 +14,7 @@ from typing import IO, NoReturn
 
 import numpy as np
 
+from asr.errors import LmError
 from asr.files import make_folder, replaced
 from asr.lm.model import (
     BATCH,
@@ -27,7 +28,6 @@ from asr.lm.model import (
     SPECIAL_WORDS,
     UNK,
     Level,
-    LmError,
     NgramModel,
     build,
 )

@@ -33,17 +33,10 @@ from typing import Any
 
 import numpy as np
 
+from asr.errors import LmError
 from asr.files import make_folder, replaced
 from asr.lm.lexicon import OUTSIDE, Lexicon, smallest
-from asr.lm.model import (
-    MAX_NGRAMS,
-    MAX_ORDER,
-    MAX_WORDS,
-    SLACK,
-    SPECIAL_WORDS,
-    LmError,
-    NgramModel,
-)
+from asr.lm.model import MAX_NGRAMS, MAX_ORDER, MAX_WORDS, SLACK, SPECIAL_WORDS, NgramModel
 
 MAGIC = b"\x89asr-lm\n"  # no text begins so, and a copy that changes line ends or drops the eighth bit breaks it
 _VERSION = 2

@@ -41,7 +41,8 @@ from itertools import count, pairwise
 
 import numpy as np
 
-from asr.lm.model import BOS, EOS, MAX_ORDER, SPECIAL_WORDS, UNK, Level, LmError, NgramModel
+from asr.errors import LmError
+from asr.lm.model import BOS, EOS, MAX_ORDER, SPECIAL_WORDS, UNK, Level, NgramModel
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 _NOTHING = 1e-12  # probability mass that may be all rounding error

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from asr.lm.model import EOS, SPECIAL_WORDS, Level, LmError, NgramModel
+from asr.errors import LmError
+from asr.lm.model import EOS, SPECIAL_WORDS, Level, NgramModel
 
 _NOTHING = 1e-9  # probability mass that may be all rounding error
 _ROUNDS = 100

@@ -44,7 +44,7 @@ from typing import Any
 
 import numpy as np
 
-from asr.errors import AsrError
+from asr.errors import LmError
 from asr.lm.lexicon import Lexicon
 
 UNK, BOS, EOS = 0, 1, 2
@@ -61,10 +61,6 @@ BATCH = 8192  # sentences, or lines of a file, that are worked on together
 LOWEST, HIGHEST = np.iinfo(np.int64).min, np.iinfo(np.int64).max  # keys that no n-gram has
 
 _PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-
-
-class LmError(AsrError):
-    """A language model that is missing, malformed or cannot be written."""
 
 
 @dataclass(frozen=True, slots=True)

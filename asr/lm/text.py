@@ -6,26 +6,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from asr import files, manifest
-from asr.errors import AsrError
+from asr.errors import LmError
 
 OVERLAP = 7  # words; a shared run of so many is hardly chance
 MAX_LINE = 1 << 20  # bytes
 
 
-class LmTextError(AsrError):
-    """Text that cannot be read."""
-
-
 def lines(paths: Iterable[str | Path], normalise: Callable[[str], str]) -> Iterator[str]:
     """The normalised lines of all files in turn; of a manifest (.jsonl), its texts.
 
-    raises: LmTextError naming file and line for what is missing, not UTF-8, damaged or has a line beyond all measure.
+    raises: LmError naming file and line for what is missing, not UTF-8, damaged or has a line beyond all measure.
     """
     for path in map(Path, paths):
         if path.suffix == ".jsonl":
             yield from (normalise(utterance.text) for utterance in manifest.read(path))
             continue
-        numbered = files.lines(path, LmTextError, what="text", max_line=MAX_LINE)
+        numbered = files.lines(path, LmError, what="text", max_line=MAX_LINE)
         yield from (normalise(line) for _, line in numbered)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from asr.errors import AsrError
+from asr.errors import ModelError
 
 DEFAULT_MODEL = "english"
 # Schemas of the metadata in a model's file: a program that knows no newer one than SCHEMA refuses the newer. The first
@@ -18,10 +18,6 @@ SUBWORDS = 3
 ENCODER = 4  # a pre-trained one: windows and left context
 SCHEMA = ENCODER
 _BUNDLED = Path(__file__).parent
-
-
-class ModelError(AsrError):
-    """A model file that is missing, not one of this package's, or of a newer version."""
 
 
 def names() -> dict[str, Path]:

@@ -12,8 +12,9 @@ import numpy as np
 import onnxruntime
 
 from asr import audio
-from asr.models import SCHEMA, ModelError, onnxfile
-from asr.tokens import TokenError, Tokens
+from asr.errors import ModelError, TokenError
+from asr.models import SCHEMA, onnxfile
+from asr.tokens import Tokens
 
 CONTEXT_S = 2.0  # heard on either side of the frames that a pass over a part of a recording contributes
 MAX_RECEPTIVE_S = 30.0  # of one frame's convolutions; no network of sense comes near it

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from asr.errors import AsrError
+from asr.errors import ModelError
 
 MAX_BYTES = 1 << 30  # 250 million float32 weights; protobuf itself ends at 2 GiB
 _MAX_NUMBERS = 1_000_000  # a large network has tens of thousands; each costs a microsecond
@@ -27,16 +27,12 @@ _NUMBERS, _METADATA = (1, 5), 14  # fields of the outermost message; all but the
 _PLAIN_ATTRIBUTE = {1, 2, 3, 4, 7, 8, 9, 13, 20}  # its name, description and type, numbers and strings; no graphs
 
 
-class OnnxFileError(AsrError):
-    """What a file holds instead of a network, as the end of a sentence."""
-
-
 def read(path: Path) -> bytes:
-    """The whole file. raises: OSError; OnnxFileError if it is too large or anything but a network of OPERATORS."""
+    """The whole file. raises: OSError; ModelError if it is too large or anything but a network of OPERATORS."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
-            raise OnnxFileError(f"{size / 1e9:.1f} GB, where {MAX_BYTES / 1e9:.1f} GB is the most")
+            raise ModelError(f"{size / 1e9:.1f} GB, where {MAX_BYTES / 1e9:.1f} GB is the most")
         data = file.read(size)
     _Walk().model(memoryview(data))
     return data
@@ -91,14 +87,14 @@ class _Walk:
             if field == 7:
                 graphs.append(value)
             elif field in (20, 25):
-                raise OnnxFileError("training steps or functions, which asr export does not write")
+                raise ModelError("training steps or functions, which asr export does not write")
         for field, value in self.fields(_only(graphs)):
             if field == 1:
                 self._node(value)
             elif field == 5:
                 self._tensor(value)
             elif field == 15:
-                raise OnnxFileError("sparse tensors, which asr export does not write")
+                raise ModelError("sparse tensors, which asr export does not write")
 
     def _node(self, data: memoryview) -> None:
         operators, domains = [], []
@@ -111,7 +107,7 @@ class _Walk:
                 domains.append(value)
         name = ".".join(filter(None, [_text(_only(values)) for values in (domains, operators) if values]))
         if name not in OPERATORS.split():
-            raise OnnxFileError(f"the operator {name}, which asr export does not write")
+            raise ModelError(f"the operator {name}, which asr export does not write")
 
     def _attribute(self, data: memoryview) -> None:
         tensors = []
@@ -119,7 +115,7 @@ class _Walk:
             if field == 5:
                 tensors.append(value)
             elif field not in _PLAIN_ATTRIBUTE:
-                raise OnnxFileError("an operator with a graph of its own, which asr export does not write")
+                raise ModelError("an operator with a graph of its own, which asr export does not write")
         if tensors:
             self._tensor(_only(tensors))
 
@@ -128,12 +124,12 @@ class _Walk:
         size = 1
         for field, value in self.fields(data):
             if field == 13 or (field == 14 and any(self._numbers(value))):
-                raise OnnxFileError("weights in another file, which is not read")
+                raise ModelError("weights in another file, which is not read")
             if field == 1:
                 for dimension in self._numbers(value):
                     size = min(size * max(dimension, 1), 1 << 63)  # the product of many would itself take long
         if size > len(data):
-            raise OnnxFileError("a tensor without the data that it declares")
+            raise ModelError("a tensor without the data that it declares")
 
     def fields(self, data: memoryview) -> Iterator[tuple[int, memoryview]]:
         """A message's fields in order: number, and value as it is encoded. Those of 4 and 8 bytes are passed over."""
@@ -168,7 +164,7 @@ class _Walk:
         """The number at `at`, unsigned, 7 bits a byte from the lowest on; and where it ends."""
         self._numbers_left -= 1
         if self._numbers_left < 0:
-            raise OnnxFileError(f"more than {_MAX_NUMBERS} parts")
+            raise ModelError(f"more than {_MAX_NUMBERS} parts")
         number = 0
         for i, byte in enumerate(data[at : at + 10]):
             number |= (byte & 127) << 7 * i
@@ -188,5 +184,5 @@ def _text(value: memoryview) -> str:
     return bytes(value[:100]).decode("utf-8", "replace")
 
 
-def _not_onnx() -> OnnxFileError:
-    return OnnxFileError("data of another kind, or cut short")
+def _not_onnx() -> ModelError:
+    return ModelError("data of another kind, or cut short")

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from asr import manifest, metrics, models
-from asr.errors import AsrError
+from asr.errors import AsrError, TrainingError
 from asr.manifest import Utterance
 from asr.training import checkpoint, config, evaluation, launch, loop
 from asr.training.data import Corpus
@@ -26,10 +26,6 @@ from asr.training.data import Corpus
 LEAST = 10  # utterances that can be split
 _HELD_OUT = 0.2  # of them
 _LEAST_HELD_OUT = 3
-
-
-class AdaptError(AsrError):
-    """A model that cannot be trained further, too few recordings, or an output that exists already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +77,18 @@ def adapt(
              (Robins 1995, "Catastrophic forgetting, rehearsal and pseudorehearsal").
     returns: the held-out recordings and, if it is still there, the model's own dev set, before and after; also in the run's
              adaptation.json. None if interrupted.
-    raises:  AdaptError, ManifestError, ConfigError, CheckpointError, TrainingError.
+    raises:  TrainingError, ManifestError, ConfigError, CheckpointError.
     """
     console = console or Console(stderr=True)
     if not model.exists() and model.name not in (known := models.names()):
-        raise AdaptError(f"{model}: expected a run folder, a model's file, or one of the names {', '.join(known)}")
+        raise TrainingError(f"{model}: expected a run folder, a model's file, or one of the names {', '.join(known)}")
     if run.exists() and not (resume and (run / "config.yaml").exists()):
-        raise AdaptError(f"{run}: exists already; give another folder, or --resume if this adaptation began there")
+        raise TrainingError(f"{run}: exists already; give another folder, or --resume if this adaptation began there")
     _, base, tokens, _ = checkpoint.load_model(model)
     parts = {"train": manifest.read(recordings), "held_out": manifest.read(dev)} if dev else _split(recordings)
     if replay:
         if base.data.dev.name == checkpoint.NO_DATA:
-            raise AdaptError(
+            raise TrainingError(
                 f"--replay: {model} does not say what it was trained on; give its run folder, or do without"
             )
         parts["replay"] = _drawn(base.data.train, round(replay / (1 - replay) * len(parts["train"])))
@@ -126,7 +122,7 @@ def adapt(
     try:
         (run / "adaptation.json").write_text(json.dumps([asdict(one) for one in compared], indent=1) + "\n")
     except OSError as error:
-        raise AdaptError(f"{run}: adaptation.json cannot be written: {error.strerror}; free some space") from None
+        raise TrainingError(f"{run}: adaptation.json cannot be written: {error.strerror}; free some space") from None
     return compared
 
 
@@ -163,7 +159,7 @@ def _split(recordings: Path) -> dict[str, list[Utterance]]:
     """A manifest in two, the same for the same number of recordings."""
     utterances = manifest.read(recordings)
     if len(utterances) < LEAST:
-        raise AdaptError(
+        raise TrainingError(
             f"{recordings}: expected at least {LEAST} utterances, of which some are held out, got {len(utterances)}; "
             "record more, or name a manifest to hold out with --dev"
         )
@@ -188,7 +184,7 @@ def _chosen(total: int, count: int) -> list[int]:
 def _measured(
     path: Path, recordings: Path, device: torch.device, console: Console
 ) -> tuple[list[metrics.Scored], Errors]:
-    """raises: AdaptError if none of the recordings can be used."""
+    """raises: TrainingError if none of the recordings can be used."""
     model, settings, tokens, _ = checkpoint.load_model(path)
     geometry = {"receptive_field": model.receptive_field, "frame_shift": model.frame_shift}
     corpus = Corpus([recordings], tokens, settings, training=False, **geometry)
@@ -196,7 +192,7 @@ def _measured(
         corpus.decode()
         if not corpus.examples:
             first = corpus.skipped[0]
-            raise AdaptError(
+            raise TrainingError(
                 f"{recordings}: none of {len(corpus.skipped)} utterances can be used; the first, {first.id}: {first.reason}"
             )
         scored, loss = evaluation.evaluate(model.to(device), tokens, corpus)

@@ -16,6 +16,7 @@ import torchaudio.functional as AF
 from torch import Tensor, nn
 
 from asr import audio
+from asr.errors import AudioError, ConfigError
 from asr.training import config
 
 _FFT_MULTIPLE = 1 << 12  # samples: sizes with small prime factors are transformed several times faster
@@ -113,11 +114,11 @@ def read_rooms(folder: Path) -> Tensor:
     responses = []
     for path, recorded in _recordings(folder, "rooms"):
         if (channels := audio.info(path).channels) != 1:  # read as their mean, which is the response of no room
-            raise config.ConfigError(f"augment.rooms: {path}: expected one channel, got {channels}; split or remove it")
+            raise ConfigError(f"augment.rooms: {path}: expected one channel, got {channels}; split or remove it")
         samples = np.pad(recorded.astype(np.float64), (_LEAD, 0))
         peak = int(np.abs(samples).argmax())
         if not samples[peak]:
-            raise config.ConfigError(f"augment.rooms: {path}: expected an impulse response, got silence; remove it")
+            raise ConfigError(f"augment.rooms: {path}: expected an impulse response, got silence; remove it")
         response = samples[peak - _LEAD : peak + _LONGEST_ROOM]
         to_come = np.cumsum(response[::-1] ** 2)[::-1]  # energy (Schroeder 1965)
         responses.append(response[to_come > 1e-6 * to_come[0]] / math.sqrt(to_come[0]))
@@ -131,12 +132,12 @@ def _recordings(folder: Path, setting: str) -> Iterator[tuple[Path, np.ndarray]]
     """Every recording in the folder and those below it, (N,) float32, in the order of their paths."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in audio.SUFFIXES)
     if not paths:
-        raise config.ConfigError(f"augment.{setting}: expected a folder with recordings, found none in {folder}")
+        raise ConfigError(f"augment.{setting}: expected a folder with recordings, found none in {folder}")
     for path in paths:
         try:
             samples = audio.read(path)
-        except audio.AudioError as error:
-            raise config.ConfigError(f"augment.{setting}: {error}; replace or remove it") from None
+        except AudioError as error:
+            raise ConfigError(f"augment.{setting}: {error}; replace or remove it") from None
         yield path, samples
 
 

@@ -13,17 +13,13 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from asr import files, models
-from asr.errors import AsrError
-from asr.tokens import TokenError, Tokens
+from asr.errors import CheckpointError, OutputError, TokenError
+from asr.tokens import Tokens
 from asr.training import config, exported
 from asr.training.model import AcousticModel
 
 NO_DATA = "not in the model's file"  # the path of a training set that only those who trained it have
 SCHEMA = 1  # raised when older programs could misread a checkpoint
-
-
-class CheckpointError(AsrError):
-    """A checkpoint that is missing, damaged, newer than this version, or of another model."""
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -33,7 +29,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) ->
     try:
         with files.replaced(path, alone=True, advice="free some space, then go on with --resume") as file:
             file.write(data)
-    except files.OutputError as error:
+    except OutputError as error:
         raise CheckpointError(str(error)) from None
 
 

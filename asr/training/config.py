@@ -13,11 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from asr.errors import AsrError, nearest
-
-
-class ConfigError(AsrError):
-    """A setting that is unknown, out of range, or a file that is not a configuration."""
+from asr.errors import ConfigError, nearest
 
 
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from asr import audio, manifest
+from asr.errors import TokenError
 from asr.manifest import Skipped, Utterance
 from asr.text import normaliser
-from asr.tokens import TokenError, Tokens, min_frames
+from asr.tokens import Tokens, min_frames
 from asr.training import augment, config, shards
 from asr.training.pronunciation import Pronunciations
 

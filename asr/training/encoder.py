@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from asr.errors import ConfigError
 from asr.training import config
 
 HEAD = 64  # numbers of each attention head, in all of Whisper's sizes
@@ -124,7 +125,7 @@ def shape_of(settings: config.Network) -> Shape:
     found = _read(settings.encoder).shape
     blocks = settings.encoder_blocks or found.blocks
     if blocks > found.blocks:
-        raise config.ConfigError(
+        raise ConfigError(
             f"network.encoder_blocks: expected at most the {found.blocks} of {settings.encoder}, got {blocks}"
         )
     return Shape(found.width, blocks)
@@ -153,9 +154,7 @@ def _read(folder: Path) -> _Weights:
     if (folder / "model.bin").is_file():
         return _ctranslate2(folder / "model.bin")
     what = "no model.safetensors or model.bin in it" if folder.is_dir() else "no such folder"
-    raise config.ConfigError(
-        f"network.encoder: {folder}: expected a folder with the weights of a Whisper model, got {what}"
-    )
+    raise ConfigError(f"network.encoder: {folder}: expected a folder with the weights of a Whisper model, got {what}")
 
 
 # The names of a block's layers: ours, transformers', CTranslate2's.
@@ -313,5 +312,5 @@ def _sinusoids(length: int, width: int) -> Tensor:
     )  # as Whisper has them; so they export in half the size
 
 
-def _unfit(path: Path, expected: str) -> config.ConfigError:
-    return config.ConfigError(f"network.encoder: {path}: expected {expected}")
+def _unfit(path: Path, expected: str) -> ConfigError:
+    return ConfigError(f"network.encoder: {path}: expected {expected}")

@@ -22,7 +22,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
 from asr import __version__, audio, files
-from asr.errors import AsrError
+from asr.errors import ModelError, TrainingError
 from asr.models import ENCODER, PARTS, SUBWORDS, onnxfile
 from asr.tokens import Tokens
 from asr.training import checkpoint, config, encoder, exported, launch
@@ -33,10 +33,6 @@ _CHECKED_FRAMES = (1, 2, 50, 51, 1000, 3000)  # the exporter can freeze a length
 _QUIET = 0.003  # of the noise it hears then: in loud noise a trained network is undecided, and amplifies rounding
 _AMPLIFIED = 10  # times what rounding does to torch itself, it may do to the graph
 _TOLERANCE = 1e-4  # on log-probabilities, absolute and relative: rounding grows with their size
-
-
-class ExportError(AsrError):
-    """An output file that exists already or cannot be written, or a graph that does not compute what the model does."""
 
 
 def export(
@@ -57,11 +53,11 @@ def export(
     int8:   quantise the weights of LSTM and linear layers; features and convolutions stay float. onnxruntime has no
             int8 kernel for GRU and vanilla RNN, whose recurrent layers stay float too.
     temperature: divisor of the logits. Above 1, a network that is too sure of itself leaves a language model more of a say.
-    raises: CheckpointError; ExportError if the file exists, cannot be written, or the float graph differs from torch by
-            more than 1e-4.
+    raises: CheckpointError; OutputError if the file cannot be written; TrainingError if it exists, or the float graph
+            differs from torch by more than 1e-4.
     """
     if out.exists() and not overwrite:
-        raise ExportError(f"{out}: the file exists already; remove it, or give --overwrite")
+        raise TrainingError(f"{out}: the file exists already; remove it, or give --overwrite")
     launch.shield_from_signals()
     model, settings, tokens, state = checkpoint.load_model(run)
     with torch.no_grad():
@@ -194,19 +190,17 @@ def annotate(path: Path, figures: Mapping[str, Any]) -> None:
 
 
 def _write(graph: onnx.ModelProto, card: Mapping[str, Any], out: Path) -> None:
-    """Write a graph with its card, whole or not at all. raises: ExportError if it cannot be written, or would be refused."""
+    """Write a graph with its card, whole or not at all. raises: OutputError; TrainingError if it would be refused."""
     onnx.helper.set_model_props(graph, {"asr": json.dumps(card, ensure_ascii=False)})
     try:
         with files.replaced(out, alone=True) as file:
             file.write(graph.SerializeToString())
             file.flush()
             onnxfile.read(Path(file.name))
-    except onnxfile.OnnxFileError as error:
-        raise ExportError(
+    except ModelError as error:
+        raise TrainingError(
             f"{out}: the recogniser would refuse this model, since it holds {error}; nothing was written"
         ) from None
-    except files.OutputError as error:
-        raise ExportError(str(error)) from None
 
 
 def _quantised(graph: onnx.ModelProto, folder: Path, named: set[str]) -> onnx.ModelProto:
@@ -270,7 +264,7 @@ def _check_sound(model: AcousticModel, data: bytes) -> None:
     for frames, inputs, got, _ in _runs(model, data):
         expected = (1, int(inputs["keep"]), n_tokens)
         if got.shape != expected or not np.allclose(np.exp(got).sum(axis=2), 1, atol=1e-3):
-            raise ExportError(
+            raise TrainingError(
                 f"expected log-probabilities of shape {expected} from the int8 graph at {frames} frames, got "
                 f"{got.shape} that are none; nothing was written: export it without --int8"
             )
@@ -300,8 +294,8 @@ def _stream(model: AcousticModel, inputs: Mapping[str, np.ndarray]) -> tuple[np.
     return log_probs[:, :keep].numpy(), state.numpy()
 
 
-def _differs(frames: int, got: str) -> ExportError:
-    return ExportError(
+def _differs(frames: int, got: str) -> TrainingError:
+    return TrainingError(
         f"expected the exported graph to match torch within {_TOLERANCE} at {frames} frames, got {got}; "
         "nothing was written: check the versions of torch, onnx and onnxruntime"
     )

@@ -17,7 +17,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from asr.errors import AsrError
+from asr.errors import ModelError
 from asr.models import SCHEMA, onnxfile
 
 # Where each of torch's gates stands in ONNX: input, forget, cell, output -> input, output, forget, cell; and reset,
@@ -25,10 +25,6 @@ from asr.models import SCHEMA, onnxfile
 _GATES: dict[type[nn.Module], tuple[int, ...]] = {nn.LSTM: (0, 3, 1, 2), nn.GRU: (1, 0, 2), nn.RNN: (0,)}
 _QUANTISED = "_quantized"
 _COUNTER = "num_batches_tracked"  # of batch normalisation, which is in no graph and changes nothing
-
-
-class ExportedError(AsrError):
-    """A model file that holds no weights that can be trained."""
 
 
 class _Piece(NamedTuple):
@@ -93,27 +89,28 @@ def name_weights(graph: onnx.ModelProto, model: nn.Module) -> set[str]:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What `asr export` wrote about a model, and the arrays in its file by their names. raises: ExportedError."""
+    """What `asr export` wrote about a model, and the arrays in its file by their names. raises: ModelError."""
     try:
         data = onnxfile.read(path)
         card: dict[str, Any] = json.loads(onnxfile.metadata(data, "asr"))
-        if int(card["schema"]) > SCHEMA:
-            raise ExportedError(f"{path}: written with model schema {card['schema']}, this version knows {SCHEMA}")
+        schema = int(card["schema"])
     except OSError as error:
-        raise ExportedError(f"{path}: cannot be read: {error.strerror}") from None
-    except (onnxfile.OnnxFileError, ValueError, KeyError, TypeError):
-        raise ExportedError(f"{path}: expected a model (ONNX) written by asr export, got another file") from None
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ModelError, ValueError, KeyError, TypeError):
+        raise ModelError(f"{path}: expected a model (ONNX) written by asr export, got another file") from None
+    if schema > SCHEMA:
+        raise ModelError(f"{path}: written with model schema {schema}, this version knows {SCHEMA}")
     tensors = onnx.load_from_string(data).graph.initializer
     return card, {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in tensors}
 
 
 def weights(arrays: Mapping[str, np.ndarray], model: nn.Module, path: Path) -> dict[str, Tensor]:
-    """The weights among a file's arrays, for a model of its settings. raises: ExportedError if some are not there."""
+    """The weights among a file's arrays, for a model of its settings. raises: ModelError if some are not there."""
     state: dict[str, Tensor] = {name: value for name, value in model.state_dict().items() if name.endswith(_COUNTER)}
     for piece in _pieces(model):
         array = _float(arrays, piece)
         if array is None or array.shape != piece.array.shape:
-            raise ExportedError(
+            raise ModelError(
                 f"{path}: expected a model file with {piece.name} of {piece.array.shape} to train on from, "
                 f"got {'none' if array is None else array.shape}; files of earlier versions have no such names: "
                 "give the run folder that it was exported from"

@@ -14,6 +14,7 @@ import torchaudio.functional as AF
 from torch import Tensor, nn
 
 from asr.audio import SAMPLE_RATE
+from asr.errors import ConfigError
 from asr.training import config
 
 LOG_OFFSET = 1e-6  # added to mel energies before the logarithm; about the energy of 16-bit rounding noise
@@ -40,7 +41,7 @@ class LogMel(nn.Module):
                 n_bins, settings.f_min, settings.f_max, settings.n_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
             )
         if bool((mel.sum(0) == 0).any()):
-            raise config.ConfigError(
+            raise ConfigError(
                 f"features: expected each of {settings.n_mels} mel bands to cover a DFT bin, but some are empty; "
                 "lower n_mels or raise n_fft"
             )

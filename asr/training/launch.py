@@ -15,17 +15,13 @@ import torch
 import torch.distributed
 from lightning.fabric import Fabric
 
-from asr.errors import AsrError
+from asr.errors import AsrError, TrainingError
 from asr.training import config
 
 # What asks a training to stop: Ctrl-C, a cluster's request, a lost terminal.
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 T = TypeVar("T")
-
-
-class TrainingError(AsrError):
-    """A training that cannot start or go on."""
 
 
 def launch(settings: config.Config, device: str) -> Fabric:

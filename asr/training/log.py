@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from asr.training.launch import TrainingError
+from asr.errors import TrainingError
 
 
 class Log:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from asr import __version__, metrics, terminal
 from asr.audio import SAMPLE_RATE
+from asr.errors import CheckpointError, TrainingError
 from asr.tokens import Tokens
 from asr.training import augment, checkpoint, config, encoder, launch, schedule, subwords, warm
 from asr.training import run as run_folder
 from asr.training.data import Batch, Corpus
 from asr.training.evaluation import ctc_losses, evaluate, rates
-from asr.training.launch import TrainingError
 from asr.training.log import Display, Log
 from asr.training.model import AcousticModel
 from asr.training.profile import Profile
@@ -73,7 +73,7 @@ def train(
     resumed = resume and last.exists()
     try:
         tokens = checkpoint.load_tokens(last) if resumed else tokens or subwords.of_settings(settings.data)
-    except checkpoint.CheckpointError as error:
+    except CheckpointError as error:
         raise TrainingError(f"{error}; {run_folder.start_from(run)}") from None
     torch.manual_seed(settings.seed)
     model = AcousticModel(settings, len(tokens))

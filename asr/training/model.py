@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from asr.audio import SAMPLE_RATE, pad
+from asr.errors import ConfigError
 from asr.training import config, encoder, features
 
 _RNNS = {"rnn_tanh": nn.RNN, "rnn_relu": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -148,7 +149,7 @@ class Network(nn.Module):
         self.subsampling = settings.subsampling
         stages = 0 if self.encoder else {1: 0, 2: 1, 4: 2, 8: 3}[settings.subsampling]
         if n_features < 2 ** (stages + 1) - 1:
-            raise config.ConfigError(
+            raise ConfigError(
                 f"network.subsampling: expected at least {2 ** (stages + 1) - 1} features for {settings.subsampling}x, "
                 f"got {n_features}; raise n_mels or n_mfcc"
             )

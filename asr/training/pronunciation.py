@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from asr.training.config import ConfigError
+from asr.errors import ConfigError
 
 _ALTERNATIVE = re.compile(r"\(\d+\)$")  # read(2): another way to say it
 _STRESS = re.compile(r"\d$")  # AH0, AH1

@@ -18,10 +18,10 @@ from rich.progress import Progress
 from torch import Tensor
 
 from asr import metrics
+from asr.errors import ConfigError, TrainingError
 from asr.tokens import Tokens
 from asr.training import checkpoint, config, encoder, launch, plots
 from asr.training.data import Corpus
-from asr.training.launch import TrainingError
 from asr.training.log import best
 from asr.training.model import AcousticModel
 
@@ -86,7 +86,7 @@ def prepare(run: Path, settings: config.Config, resume: bool, console: Console) 
         try:
             # Read as settings, not compared as text: those that a newer version added have their defaults in it.
             old = config.to_dict(config.parse(yaml.safe_load(resolved.read_text(encoding="utf-8")), str(resolved)))
-        except (OSError, ValueError, yaml.YAMLError, config.ConfigError) as error:
+        except (OSError, ValueError, yaml.YAMLError, ConfigError) as error:
             raise TrainingError(
                 f"{resolved}: expected the settings of this training, cannot read them: {error}"
             ) from None

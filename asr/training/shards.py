@@ -23,16 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from asr import audio
-from asr.errors import AsrError
+from asr.errors import AudioError, TrainingError
 from asr.manifest import Utterance
 
 _SHARD_S = 5 * 3600.0  # what a killed preparation loses at most; 576 MB
 _BYTES_PER_S = 2 * audio.SAMPLE_RATE
 FULL_SCALE = 2**15
-
-
-class ShardError(AsrError):
-    """Decoded audio that cannot be written."""
 
 
 def decode(
@@ -47,7 +43,7 @@ def decode(
 
     rank, processes: of those on this machine that want the same: each decodes its part, and waits for the others'.
     progress: called after each utterance that this process decodes.
-    raises:   ShardError if the folder cannot be written, or has too little space.
+    raises:   TrainingError if the folder cannot be written, or has too little space.
     """
     groups = _grouped(utterances)
     shards = [folder / f"{_key(group)}.json" for group in groups]
@@ -68,7 +64,7 @@ def decode(
         if rank == 0:
             _remove_others(folder, shards)
     except OSError as error:
-        raise ShardError(
+        raise TrainingError(
             f"{error.filename or folder}: decoded audio cannot be written: {error.strerror}; "
             "set data.cache to a folder that can be written"
         ) from None
@@ -76,7 +72,7 @@ def decode(
         _allow_open_files()
         return [piece for shard in shards for piece in _read(shard)]
     except OSError as error:
-        raise ShardError(
+        raise TrainingError(
             f"{error.filename or folder}: decoded audio cannot be read: {error.strerror}; of too many open files: "
             f"raise their limit (ulimit -n) above the {len(shards)} shards"
         ) from None
@@ -111,7 +107,7 @@ def _check_space(folder: Path, utterances: Sequence[Utterance]) -> None:
     needed = sum(utterance.duration_s for utterance in utterances) * _BYTES_PER_S
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise ShardError(
+        raise TrainingError(
             f"{folder}: expected {needed / 2**30:.1f} GB of free space for decoded audio, got {free / 2**30:.1f} GB; "
             "free some, or set data.cache to a folder elsewhere"
         )
@@ -149,7 +145,7 @@ def _write(group: Sequence[Utterance], shard: Path, pool: ThreadPoolExecutor, pr
 def _decoded(utterance: Utterance) -> np.ndarray | str:
     try:
         waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
-    except audio.AudioError as error:
+    except AudioError as error:
         return str(error)
     return np.asarray(np.rint(waveform * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1), np.int16)  # exact for 16 bits
 

@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterable
 
 from asr import manifest
+from asr.errors import ConfigError
 from asr.text import normaliser
 from asr.tokens import BLANK_SYMBOL, Tokens
 from asr.training import config
@@ -63,7 +64,7 @@ def learn(texts: Iterable[str], alphabet: str, size: int) -> Tokens:
     tokens = Tokens([BLANK_SYMBOL, *alphabet, *(piece for piece in pieces if len(piece) > 1)])
     if len(tokens) < size:
         less = f"data.vocabulary={len(tokens)} or less, or " if tokens.subwords else ""
-        raise config.ConfigError(
+        raise ConfigError(
             f"data.vocabulary: expected training transcripts with {size} different pieces, got {len(usable)} usable ones "
             f"with {len(tokens)}: set {less}data.tokens=characters"
         )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from asr.training.launch import TrainingError
+from asr.errors import TrainingError
 
 
 @dataclass(frozen=True, slots=True)

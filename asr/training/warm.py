@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from asr.errors import nearest
+from asr.errors import ConfigError, nearest
 from asr.tokens import Tokens
 from asr.training import checkpoint, config, encoder
 from asr.training.model import AcousticModel, SequenceNorm
@@ -169,7 +169,7 @@ def parameter_groups(network: nn.Module, settings: config.Config) -> list[dict[s
             network.get_parameter(name).requires_grad = False
             scales.pop(name, None)
     if not scales:
-        raise config.ConfigError("freeze: expected something left to train, but every parameter is frozen")
+        raise ConfigError("freeze: expected something left to train, but every parameter is frozen")
     return [
         {"params": [network.get_parameter(name) for name in scales if scales[name] == scale], "scale": scale}
         for scale in sorted(set(scales.values()))
@@ -201,7 +201,7 @@ def _named(network: nn.Module, pattern: str, setting: str) -> list[str]:
     found = [name for name in names if any(fnmatchcase(part, pattern) for part in _parts(name))]
     if not found:
         known = dict.fromkeys(part for name in names for part in _parts(name))
-        raise config.ConfigError(f"{setting}: no parameter is named {pattern!r}: {nearest(pattern, known)}")
+        raise ConfigError(f"{setting}: no parameter is named {pattern!r}: {nearest(pattern, known)}")
     return found
 
 

@@ -16,6 +16,7 @@ import soundfile
 from conftest import DATA, Cli
 
 from asr.cli import batch
+from asr.errors import AsrError
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ def test_others_help_where_that_is_faster(monkeypatch: pytest.MonkeyPatch, folde
     monkeypatch.setattr(
         batch, "is_faster", lambda processes, start_s, left_s: asked.append((processes, left_s)) or False
     )
-    monkeypatch.setattr(batch, "_attempt", lambda recognizer, path, *_: batch.Attempt(batch.BatchError(str(path)), 2.0))
+    monkeypatch.setattr(batch, "_attempt", lambda recognizer, path, *_: batch.Attempt(AsrError(str(path)), 2.0))
     paths = [folder / "a.WAV", folder / "gone.wav", folder / "a.WAV", folder / "a.WAV"]
     assert len(list(batch.transcribe(paths, "digits", jobs=None))) == 4
     assert asked == [(2, 4.0), (2, 8.0)]  # each recording of that length takes 2 s, and the one that is gone as long

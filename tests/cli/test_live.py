@@ -27,9 +27,9 @@ from conftest import DATA, Cli
 
 from asr import Recognizer, audio
 from asr.audio import SAMPLE_RATE, microphone
-from asr.audio.microphone import Microphone, MicrophoneError
+from asr.audio.microphone import Microphone
 from asr.audio.recording import Recording
-from asr.files import OutputError
+from asr.errors import AudioError, OutputError
 from asr.session import Session, Trouble, listen
 from asr.stream import Final
 
@@ -436,7 +436,7 @@ def test_an_unplugged_microphone(device: FakeSoundDevice, recognizer: Recognizer
     with Microphone() as source:
         device.stream.bring(spoken[:, None])
         device.stream.stop()
-        with pytest.raises(MicrophoneError, match="no more sound comes from it; is it plugged in"):
+        with pytest.raises(AudioError, match="no more sound comes from it; is it plugged in"):
             list(listen(source, session))
     assert session.transcript.text == SAID  # nothing said is lost
 
@@ -447,7 +447,7 @@ def test_a_microphone_that_falls_silent(device: FakeSoundDevice, monkeypatch: py
         device.stream.bring(np.zeros((4_800, 1), np.float32))
         pieces = source.pieces()
         assert len(next(pieces).samples) + len(next(pieces).samples) == 4_800
-        with pytest.raises(MicrophoneError, match="microphone: no more sound"):
+        with pytest.raises(AudioError, match="microphone: no more sound"):
             next(pieces)
 
 
@@ -467,23 +467,23 @@ def test_a_microphone_that_refuses_its_own_default_rate(device: FakeSoundDevice)
         assert device.stream.settings["samplerate"] == 16_000
         assert device.stream.settings["blocksize"] == 800
     device.only_rates = (11_025,)
-    with pytest.raises(MicrophoneError, match=r"expected .* at one of 192000, 48000, .*, 8000 Hz, got one"):
+    with pytest.raises(AudioError, match=r"expected .* at one of 192000, 48000, .*, 8000 Hz, got one"):
         Microphone().__enter__()
 
 
 def test_microphones_that_cannot_be_had(device: FakeSoundDevice) -> None:
-    with pytest.raises(MicrophoneError, match="device 7: expected one that records, got: No input device"):
+    with pytest.raises(AudioError, match="device 7: expected one that records, got: No input device"):
         Microphone(7)
     device.refuse = device.PortAudioError("Error opening InputStream: Device unavailable", -9985)
-    with pytest.raises(MicrophoneError, match="microphone: expected a free device, got one that another program uses"):
+    with pytest.raises(AudioError, match="microphone: expected a free device, got one that another program uses"):
         Microphone().__enter__()
     device.refuse = device.PortAudioError(
         "Error opening InputStream: Unanticipated host error", -9999, (0, 13, "denied")
     )
-    with pytest.raises(MicrophoneError, match=r"cannot be opened: .*host error; denied; .*must be allowed"):
+    with pytest.raises(AudioError, match=r"cannot be opened: .*host error; denied; .*must be allowed"):
         Microphone().__enter__()
     device.channels = 0
-    with pytest.raises(MicrophoneError, match="found no device that records; plug one in"):
+    with pytest.raises(AudioError, match="found no device that records; plug one in"):
         Microphone()
 
 

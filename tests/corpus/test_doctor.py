@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from asr import manifest
 from asr.corpus import doctor
+from asr.errors import ManifestError
 from asr.manifest import Utterance
 from asr.text import english
 from asr.tokens import Tokens
@@ -152,12 +153,12 @@ def test_malformed_lines_are_among_the_faults(tmp_path: Path, clean: list[Uttera
     manifest.write(path, clean[:2])
     with path.open("a") as file:
         file.write('{"audio_filepath": "a.wav"}\n{"text": \n')
-    malformed: list[manifest.ManifestError] = []
+    malformed: list[ManifestError] = []
     diagnosis = doctor.check(manifest.read(path, malformed), TOKENS, english, malformed=malformed)
     assert diagnosis.utterances == 2
     assert kinds(diagnosis) == {("error", "malformed line", "m.jsonl:3"), ("error", "malformed line", "m.jsonl:4")}
     assert "'duration' is missing" in diagnosis.findings[0].detail
-    with pytest.raises(manifest.ManifestError, match=r"m\.jsonl:3"):
+    with pytest.raises(ManifestError, match=r"m\.jsonl:3"):
         manifest.read(path)
 
 

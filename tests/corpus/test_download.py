@@ -14,7 +14,8 @@ import pytest
 from mirror import names
 
 from asr.corpus import download
-from asr.corpus.download import DownloadError, fetch
+from asr.corpus.download import fetch
+from asr.errors import CorpusError
 
 BODY = random.Random(0).randbytes(3_000_000)  # the same in each run: a test may change a byte and rely on it
 SHA256 = "sha256:" + hashlib.sha256(BODY).hexdigest()
@@ -85,7 +86,7 @@ def test_a_silent_server_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(download, "_TIMEOUT_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.tar"
-        with pytest.raises(DownloadError, match="timed out, 6 times in a row"):
+        with pytest.raises(CorpusError, match="timed out, 6 times in a row"):
             fetch([url], tmp_path / "a.tar", SHA256, backoff_s=0)
 
 
@@ -104,7 +105,7 @@ def test_the_next_mirror_is_asked(server: mirror.Mirror, tmp_path: Path) -> None
 
 def test_when_no_mirror_will_do_all_reasons_are_told(server: mirror.Mirror, tmp_path: Path) -> None:
     server.files["/wrong/a.tar"] = b"<html>Log in</html>"
-    with pytest.raises(DownloadError) as caught:
+    with pytest.raises(CorpusError) as caught:
         fetch([f"{server.url}/nowhere/a.tar", f"{server.url}/wrong/a.tar"], tmp_path / "a.tar", SHA256)
     assert "HTTP 404" in str(caught.value)
     assert f"expected {SHA256}, got sha256:" in str(caught.value)
@@ -113,7 +114,7 @@ def test_when_no_mirror_will_do_all_reasons_are_told(server: mirror.Mirror, tmp_
 
 def test_a_file_that_is_there_and_wrong_is_not_used(server: mirror.Mirror, tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"something else")
-    with pytest.raises(DownloadError, match="delete it and run again"):
+    with pytest.raises(CorpusError, match="delete it and run again"):
         fetch([server.url + "/a.tar"], tmp_path / "a.tar", SHA256)
     assert server.requests == []
 
@@ -125,11 +126,11 @@ def test_without_a_published_checksum_the_first_download_counts(server: mirror.M
     checked = subprocess.run(["sha256sum", "--check", "a.tar.sha256"], cwd=tmp_path, capture_output=True, check=False)
     assert checked.returncode == 0
     (tmp_path / "a.tar").write_bytes(b"something else")
-    with pytest.raises(DownloadError, match="delete it and run again"):
+    with pytest.raises(CorpusError, match="delete it and run again"):
         fetch([server.url + "/a.tar"], tmp_path / "a.tar", None)
     (tmp_path / "a.tar").unlink()
     server.files["/a.tar"] = b"something else"
-    with pytest.raises(DownloadError, match="got sha256:"):
+    with pytest.raises(CorpusError, match="got sha256:"):
         fetch([server.url + "/a.tar"], tmp_path / "a.tar", None)
 
 
@@ -155,7 +156,7 @@ def test_without_a_checksum_a_file_that_changes_meanwhile_starts_again(server: m
 @pytest.mark.parametrize("lengths", [True, False])
 def test_a_file_that_is_too_large_is_refused(server: mirror.Mirror, tmp_path: Path, lengths: bool) -> None:
     server.lengths = lengths
-    with pytest.raises(DownloadError, match="expected at most 1000000 bytes"):
+    with pytest.raises(CorpusError, match="expected at most 1000000 bytes"):
         fetch([server.url + "/a.tar"], tmp_path / "a.tar", SHA256, max_bytes=1_000_000)
     assert not (tmp_path / "a.tar").exists()
 
@@ -165,33 +166,33 @@ def test_too_little_space_is_told_before(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(DownloadError, match="are free; make room"):
+    with pytest.raises(CorpusError, match="are free; make room"):
         fetch([server.url + "/a.tar"], tmp_path / "a.tar", SHA256)
     assert names(tmp_path) == []
 
 
 def test_a_full_disk_is_told_when_it_happens(server: mirror.Mirror, tmp_path: Path) -> None:
     (tmp_path / "a.tar.part").symlink_to("/dev/full")
-    with pytest.raises(DownloadError, match="the disk is full; what came is kept"):
+    with pytest.raises(CorpusError, match="the disk is full; what came is kept"):
         fetch([server.url + "/a.tar"], tmp_path / "a.tar", SHA256)
 
 
 def test_a_folder_that_cannot_be_written_is_told(server: mirror.Mirror, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(DownloadError, match="cannot be written"):
+    with pytest.raises(CorpusError, match="cannot be written"):
         fetch([server.url + "/a.tar"], tmp_path / "file/a.tar", SHA256)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/a.tar", "a.tar"])
 def test_only_the_web_is_read(url: str, tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match="http:// or https://"):
+    with pytest.raises(CorpusError, match="http:// or https://"):
         fetch([url], tmp_path / "a.tar", SHA256)
 
 
 @pytest.mark.parametrize("location", ["file:///etc/hostname", "ftp://127.0.0.1/a.tar"])
 def test_nor_does_a_server_lead_elsewhere(server: mirror.Mirror, location: str, tmp_path: Path) -> None:
     server.statuses, server.location = [302], location
-    with pytest.raises(DownloadError, match=r"302|unknown url type"):
+    with pytest.raises(CorpusError, match=r"302|unknown url type"):
         fetch([server.url + "/a.tar"], tmp_path / "a.tar", None)
     assert not (tmp_path / "a.tar").exists()
 
@@ -204,5 +205,5 @@ def test_a_server_may_lead_to_another_address(server: mirror.Mirror, tmp_path: P
 
 def test_a_checksum_of_another_form_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"")
-    with pytest.raises(DownloadError, match="expected a checksum such as sha256:HEX"):
+    with pytest.raises(CorpusError, match="expected a checksum such as sha256:HEX"):
         fetch([], tmp_path / "a.tar", "crc32:12345678")

@@ -27,8 +27,8 @@ from lhotse.cut import MonoCut, MultiCut
 from asr import audio
 from asr.corpus import entries, kaldi, tables
 from asr.corpus import lhotse as lhotse_lines
-from asr.corpus.entries import Corpus, Entry, InterchangeError
-from asr.errors import AsrError
+from asr.corpus.entries import Corpus, Entry
+from asr.errors import AsrError, CorpusError
 from asr.manifest import Utterance
 
 RATE = 16000
@@ -253,7 +253,7 @@ def test_a_malformed_kaldi_folder_is_named(
         (folder / name).unlink()
     else:
         (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(InterchangeError, match=message):
+    with pytest.raises(CorpusError, match=message):
         kaldi.read(folder, root=sounds)
 
 
@@ -312,7 +312,7 @@ def test_what_kaldi_would_execute_is_quoted() -> None:
         before, after = "ffmpeg -nostdin -v error -i", "-ac 1 -c:a pcm_s16le -f wav - |"
         assert shlex.split(command) == [*before.split(), name, *after.split()]
     name = "/x/a\nb rm -rf ~ |.wav"
-    with pytest.raises(InterchangeError, match="without line ends"):
+    with pytest.raises(CorpusError, match="without line ends"):
         kaldi.files([Utterance(Path(name), 1.0, "a")], {Path(name): info})
 
 
@@ -490,7 +490,7 @@ def test_channels_that_the_file_does_not_have_are_no_guess(sounds: Path, tmp_pat
 )
 def test_a_malformed_line_of_lhotse_is_named(sounds: Path, tmp_path: Path, row: object, message: str) -> None:
     path = json_lines(tmp_path / "x.jsonl", recording(sounds / "a.wav"), row)
-    with pytest.raises(InterchangeError, match=message) as caught:
+    with pytest.raises(CorpusError, match=message) as caught:
         lhotse_lines.read([path])
     assert str(caught.value).startswith(f"{path}:2: ")
     assert len(str(caught.value)) < 500
@@ -523,7 +523,7 @@ def test_nothing_in_a_cut_is_a_traceback(
     refusal = f"{path}:1: "
     try:
         taken(lhotse_lines.read([path], root=sounds))
-    except InterchangeError as error:
+    except CorpusError as error:
         refusal = str(error)
     assert refusal.startswith(f"{path}:1: ")
 
@@ -542,7 +542,7 @@ def test_nothing_in_a_cut_is_a_traceback(
 )
 def test_what_is_beyond_measure_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.jsonl.gz").write_bytes(content)
-    with pytest.raises(InterchangeError, match=message):
+    with pytest.raises(CorpusError, match=message):
         lhotse_lines.read([tmp_path / "x.jsonl.gz"])
 
 
@@ -594,11 +594,9 @@ def test_columns_of_any_name(sounds: Path) -> None:
     for text, speaker in (("said", "who"), ("3", "1")):
         corpus = tables.read(path, text_column=text, speaker_column=speaker)
         assert taken(corpus)[0] == [Utterance(sounds / "a.wav", 3.0, "hello", speaker="me")]
-    with pytest.raises(
-        InterchangeError, match=r"any.csv:1: expected the columns .*, got who, path, said; name or count"
-    ):
+    with pytest.raises(CorpusError, match=r"any.csv:1: expected the columns .*, got who, path, said; name or count"):
         tables.read(path)
-    with pytest.raises(InterchangeError, match="expected the columns path, said, whom, got who, path, said"):
+    with pytest.raises(CorpusError, match="expected the columns path, said, whom, got who, path, said"):
         tables.read(path, audio_column="path", text_column="said", speaker_column="whom")
 
 
@@ -666,7 +664,7 @@ def test_csv_texts_survive(tmp_path_factory: pytest.TempPathFactory, rows: list[
 def test_a_table_that_cannot_be_read(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "x.csv").write_bytes(content)
-    with pytest.raises(InterchangeError, match=message):
+    with pytest.raises(CorpusError, match=message):
         tables.read(tmp_path / "x.csv")
 
 

@@ -12,7 +12,8 @@ from ctranslate2.specs import whisper_spec
 
 from asr.audio import SAMPLE_RATE as RATE
 from asr.corpus import label
-from asr.corpus.label import Clip, LabelError, Labels, Word
+from asr.corpus.label import Clip, Labels, Word
+from asr.errors import CorpusError
 from asr.manifest import Skipped, Utterance
 
 TEXTS = {300: "Hello, new world.", 500: "Good morning to you", 700: "It is a quarter past nine"}
@@ -189,17 +190,17 @@ def test_a_run_that_was_stopped_goes_on(recordings: dict[Path, str | None], tmp_
 
 def test_labels_of_another_run_are_refused(tmp_path: Path) -> None:
     Labels(tmp_path / "begun", {"teacher": "base", "sure": -0.3}).close()
-    with pytest.raises(LabelError, match="begun: labels of a run with teacher base; --overwrite begins anew"):
+    with pytest.raises(CorpusError, match="begun: labels of a run with teacher base; --overwrite begins anew"):
         Labels(tmp_path / "begun", {"teacher": "small", "sure": -0.3})
     (tmp_path / "begun").write_text("no json\n")
-    with pytest.raises(LabelError, match="expected the labels of a run that was stopped"):
+    with pytest.raises(CorpusError, match="expected the labels of a run that was stopped"):
         Labels(tmp_path / "begun", {"teacher": "small", "sure": -0.3})
 
 
 def test_a_folder_that_is_no_teacher(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"")
     message = "config.json, tokenizer.json, vocabulary.txt or .json are not there; name another"
-    with pytest.raises(LabelError, match=message):
+    with pytest.raises(CorpusError, match=message):
         label.whisper(tmp_path)
 
 
@@ -264,12 +265,12 @@ def test_a_whisper_model_is_a_teacher(whisper: Path) -> None:
     assert times == sorted(times)
     assert 0 <= times[0] < times[-1] <= 3.1
     assert teacher(noise) == words
-    with pytest.raises(LabelError, match="expected a language that this model knows, got 'pt': "):
+    with pytest.raises(CorpusError, match="expected a language that this model knows, got 'pt': "):
         label.whisper(whisper, "pt")
 
 
 def test_a_damaged_teacher(tmp_path: Path) -> None:
     for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(LabelError, match="expected a Whisper model for faster-whisper, got: "):
+    with pytest.raises(CorpusError, match="expected a Whisper model for faster-whisper, got: "):
         label.whisper(tmp_path)

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from asr.decoding import confidence
-from asr.decoding.confidence import Calibration, ConfidenceError
+from asr.decoding.confidence import Calibration
+from asr.errors import DecodingError
 
 
 def test_a_words_share_is_that_of_the_texts_which_have_it_in_its_place() -> None:
@@ -47,7 +48,7 @@ def test_signs_without_a_meaning_give_the_share_of_right_words() -> None:
 
 @pytest.mark.parametrize("right", [np.ones(200, bool), np.zeros(200, bool), np.arange(50) % 2 == 0, np.zeros(0, bool)])
 def test_too_little_to_learn_from(right: np.ndarray) -> None:
-    with pytest.raises(ConfidenceError, match="expected at least 100 recognised words, right and wrong ones"):
+    with pytest.raises(DecodingError, match="expected at least 100 recognised words, right and wrong ones"):
         confidence.fit(np.full(len(right), 0.5), np.full(len(right), 0.5), right)
 
 

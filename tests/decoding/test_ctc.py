@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from asr.decoding import ctc
 from asr.decoding.align import align
-from asr.decoding.ctc import BeamSearch, CtcError, Hypothesis
+from asr.decoding.ctc import BeamSearch, Hypothesis
+from asr.errors import DecodingError
 from asr.tokens import Span
 
 UNLIMITED = 1000  # more than all prefixes of the small cases below
@@ -351,18 +352,18 @@ def test_alignment_of_a_sharp_network() -> None:
 def test_too_few_frames_for_the_text() -> None:
     log_probs = random_log_probs(3, 3, seed=0)
     assert len(align(log_probs, [1, 1])) == 2
-    with pytest.raises(CtcError, match="at least 4 frames for 3 tokens, got 3"):
+    with pytest.raises(DecodingError, match="at least 4 frames for 3 tokens, got 3"):
         align(log_probs, [1, 1, 2])
 
 
 def test_impossible_text() -> None:
-    with pytest.raises(CtcError, match="probability above 0"):
+    with pytest.raises(DecodingError, match="probability above 0"):
         align(log_of([[0.5, 0.5, 0.0]] * 4), [1, 2])
 
 
 @pytest.mark.parametrize("token_ids", [[0], [1, 3], [-1]])
 def test_align_rejects_what_is_no_token(token_ids: list[int]) -> None:
-    with pytest.raises(CtcError, match="token ids from 1 to 2"):
+    with pytest.raises(DecodingError, match="token ids from 1 to 2"):
         align(random_log_probs(9, 3, seed=0), token_ids)
 
 
@@ -379,7 +380,7 @@ def test_align_rejects_what_is_no_token(token_ids: list[int]) -> None:
 )
 def test_what_is_no_log_probability_is_refused(decode: object, log_probs: np.ndarray, message: str) -> None:
     assert callable(decode)
-    with pytest.raises(CtcError, match=message):
+    with pytest.raises(DecodingError, match=message):
         decode(log_probs)
 
 
@@ -387,22 +388,22 @@ def test_search_refuses_a_wrong_chunk_and_goes_on() -> None:
     log_probs = random_log_probs(20, 4, seed=0)
     search = BeamSearch(4, beam=5)
     search.advance(log_probs[:10])
-    with pytest.raises(CtcError, match=r"shape \(T, 4\), got \(10, 3\)"):
+    with pytest.raises(DecodingError, match=r"shape \(T, 4\), got \(10, 3\)"):
         search.advance(log_probs[10:, :3])
     broken = log_probs[10:].copy()
     broken[7, 2] = np.nan
-    with pytest.raises(CtcError, match="NaN in frame 7"):
+    with pytest.raises(DecodingError, match="NaN in frame 7"):
         search.advance(broken)
     search.advance(log_probs[10:])
     assert search.hypotheses(5) == ctc.beam(log_probs, beam=5, n_best=5)
 
 
 def test_wrong_sizes() -> None:
-    with pytest.raises(CtcError, match="beam of at least 1"):
+    with pytest.raises(DecodingError, match="beam of at least 1"):
         BeamSearch(4, beam=0)
-    with pytest.raises(CtcError, match="at least one token"):
+    with pytest.raises(DecodingError, match="at least one token"):
         BeamSearch(1)
-    with pytest.raises(CtcError, match="n_best of at least 1"):
+    with pytest.raises(DecodingError, match="n_best of at least 1"):
         ctc.beam(random_log_probs(3, 3, seed=0), n_best=0)
 
 

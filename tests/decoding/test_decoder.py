@@ -14,6 +14,7 @@ from asr.decoding.confidence import Calibration
 from asr.decoding.decoder import Decoder
 from asr.decoding.fusion import Decoding
 from asr.decoding.grammar import Grammar
+from asr.errors import DecodingError
 from asr.lm import kneserney
 from asr.text import squeeze
 from asr.tokens import BLANK, Tokens
@@ -258,5 +259,5 @@ def test_no_frames_and_a_grammar() -> None:
     [("lm_weight", -0.1), ("lm_weight", math.nan), ("word_bonus", math.inf), ("unknown", -1e9), ("lm_weight", None)],
 )
 def test_weights_without_sense(name: str, value: float) -> None:
-    with pytest.raises(fusion.FusionError, match=f"expected for {name} a number from .* to 1000, got"):
+    with pytest.raises(DecodingError, match=f"expected for {name} a number from .* to 1000, got"):
         Decoding(**{name: value})

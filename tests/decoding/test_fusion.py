@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr.decoding import ctc, fusion
-from asr.decoding.fusion import CharacterScorer, Decoding, FusionError, WordScorer
+from asr.decoding.fusion import CharacterScorer, Decoding, WordScorer
+from asr.errors import DecodingError
 from asr.lm import kneserney
 from asr.lm.model import EOS, NgramModel
 from asr.tokens import Tokens
@@ -108,15 +109,15 @@ def test_look_ahead_keeps_a_word_that_the_letters_alone_would_drop() -> None:
 
 
 def test_a_vocabulary_without_a_space_asks_for_a_character_model() -> None:
-    with pytest.raises(FusionError, match="use a character model"):
+    with pytest.raises(DecodingError, match="use a character model"):
         WordScorer(MODEL, Tokens.of("abc"), Decoding())
 
 
 def test_a_model_of_another_alphabet_is_refused() -> None:
     russian = kneserney.train(["да нет"], order=1)
-    with pytest.raises(FusionError, match="expected words spelt with 'abc', got"):
+    with pytest.raises(DecodingError, match="expected words spelt with 'abc', got"):
         WordScorer(russian, TOKENS, Decoding())
-    with pytest.raises(FusionError, match="expected a model of"):
+    with pytest.raises(DecodingError, match="expected a model of"):
         CharacterScorer(kneserney.train([fusion.spell("да")], order=1), Tokens.of("xyz"), Decoding())
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from asr.decoding import ctc, grammar
 from asr.decoding.grammar import Grammar
-from asr.decoding.jsgf import NULL, VOID, Choice, Expression, GrammarError, Phrase, Reference, Repeat, Sequence
+from asr.decoding.jsgf import NULL, VOID, Choice, Expression, Phrase, Reference, Repeat, Sequence
+from asr.errors import DecodingError
 from asr.text import english, squeeze
 from asr.tokens import TokenError, Tokens
 
@@ -153,7 +154,7 @@ def test_an_alphabet_without_a_space_spells_one_word() -> None:
     tokens = Tokens.of("ab")
     found = Grammar(Choice((Phrase("ab"), Phrase("b"))), tokens)
     assert [text for text in ("ab", "a", "b", "bb", "a b") if accepts(found, tokens, text)] == ["ab", "b"]
-    with pytest.raises(GrammarError, match="expected sentences of one word, as the alphabet 'ab' has no space"):
+    with pytest.raises(DecodingError, match="expected sentences of one word, as the alphabet 'ab' has no space"):
         Grammar(Repeat(Phrase("a")), tokens)
 
 
@@ -202,28 +203,28 @@ public <bye> = good* bye;
     ],
 )
 def test_other_texts_that_are_no_grammar(text: str, message: str) -> None:
-    with pytest.raises(GrammarError, match=message):
+    with pytest.raises(DecodingError, match=message):
         Grammar.parse(text, english, LETTERS)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "g.gram"
-    with pytest.raises(GrammarError, match=r"g\.gram: no such grammar; check the path"):
+    with pytest.raises(DecodingError, match=r"g\.gram: no such grammar; check the path"):
         Grammar.read(path, english, LETTERS)
     path.write_bytes(b"ok\nna\xefve\n")
-    with pytest.raises(GrammarError, match=r"g\.gram:2: expected UTF-8, got byte 0xef; save"):
+    with pytest.raises(DecodingError, match=r"g\.gram:2: expected UTF-8, got byte 0xef; save"):
         Grammar.read(path, english, LETTERS)
-    with pytest.raises(GrammarError, match="cannot be read"):
+    with pytest.raises(DecodingError, match="cannot be read"):
         Grammar.read(tmp_path, english, LETTERS)
     path.write_text(jsgf("public <s> = <t>;"), encoding="utf-8")
-    with pytest.raises(GrammarError, match=r"g\.gram:3:14: there is no rule <t>"):
+    with pytest.raises(DecodingError, match=r"g\.gram:3:14: there is no rule <t>"):
         Grammar.read(path, english, LETTERS)
 
 
 def test_expressions_of_python_are_checked() -> None:
     with pytest.raises(TokenError, match="character 'c'"):
         Grammar(Phrase("abc"), SMALL)
-    with pytest.raises(GrammarError, match="there is no rule <x>"):
+    with pytest.raises(DecodingError, match="there is no rule <x>"):
         Grammar(Reference("x"), SMALL)
 
 
@@ -238,7 +239,7 @@ def test_long_chains_of_rules_are_refused_not_overflowed() -> None:
 
     assert accepts(read(chain(70)), LETTERS, "a " * 69 + "b")
     with pytest.raises(
-        GrammarError, match=r"expected at most 300 expressions within one another, through <r\d+>, got more"
+        DecodingError, match=r"expected at most 300 expressions within one another, through <r\d+>, got more"
     ):
         read(chain(1000))
 
@@ -248,20 +249,20 @@ def test_long_chains_of_rules_are_refused_not_overflowed() -> None:
 def test_rules_that_grow_without_bound(base: str, both: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar, "_MAX_SIZE", 20_000)
     doubled = "".join(f"<r{i}> = {both.format(f'r{i + 1}')};" for i in range(60))
-    with pytest.raises(GrammarError, match="expected a grammar of at most 20000 states with all its references"):
+    with pytest.raises(DecodingError, match="expected a grammar of at most 20000 states with all its references"):
         read(f"public <s> = <r0>; {doubled} <r60> = {base};")
 
 
 def test_determinising_that_grows_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     # To know whether the 40th word from the end is "a", one must remember the last 40 words.
     monkeypatch.setattr(grammar, "_MAX_SIZE", 20_000)
-    with pytest.raises(GrammarError, match="at most 20000 states"):
+    with pytest.raises(DecodingError, match="at most 20000 states"):
         read(f"public <s> = (a | b)* a {'(a | b) ' * 40};")
 
 
 def test_too_large_for_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar, "_MAX_TABLE", 1 << 20)
-    with pytest.raises(GrammarError, match=r"at most 1 MB, got 20002 states of 29 tokens, 2 MB: use fewer"):
+    with pytest.raises(DecodingError, match=r"at most 1 MB, got 20002 states of 29 tokens, 2 MB: use fewer"):
         Grammar(Phrase("a" * 20_000), LETTERS)
 
 

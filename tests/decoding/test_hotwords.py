@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr.decoding import ctc
-from asr.decoding.hotwords import DEFAULT_WEIGHT, MAX_LINES, HotWordError, HotWords, parse, read
+from asr.decoding.hotwords import DEFAULT_WEIGHT, MAX_LINES, HotWords, parse, read
+from asr.errors import HotWordError
 from asr.text import english, squeeze
 from asr.tokens import Tokens
 

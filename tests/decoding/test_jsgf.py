@@ -6,7 +6,7 @@ import pytest
 from grammars import accepts
 
 from asr.decoding.grammar import Grammar
-from asr.decoding.jsgf import GrammarError
+from asr.errors import DecodingError
 from asr.text import english
 from asr.tokens import Tokens
 
@@ -32,7 +32,7 @@ def test_null_and_void() -> None:
     assert sentences("public <s> = a (b | <VOID>);", texts) == ["a b"]
     assert sentences("public <s> = a <VOID> | b;", texts) == ["b"]
     assert sentences("public <s> = [a];", texts) == ["", "a"]
-    with pytest.raises(GrammarError, match="expected a grammar with a sentence, got none"):
+    with pytest.raises(DecodingError, match="expected a grammar with a sentence, got none"):
         read("public <s> = a <VOID>;")
 
 
@@ -81,7 +81,7 @@ def test_equal_rules_may_be_used_twice() -> None:
     ],
 )
 def test_errors_name_line_and_column(rules: str, message: str) -> None:
-    with pytest.raises(GrammarError, match=message):
+    with pytest.raises(DecodingError, match=message):
         read(rules)
 
 
@@ -96,5 +96,5 @@ def test_errors_name_line_and_column(rules: str, message: str) -> None:
     ],
 )
 def test_texts_without_a_whole_header(text: str, message: str) -> None:
-    with pytest.raises(GrammarError, match=message):
+    with pytest.raises(DecodingError, match=message):
         Grammar.parse(text, english, LETTERS)

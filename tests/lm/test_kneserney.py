@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asr.errors import LmError
 from asr.lm import kneserney
-from asr.lm.model import BOS, LmError, NgramModel
+from asr.lm.model import BOS, NgramModel
 
 Ngram = tuple[str, ...]
 

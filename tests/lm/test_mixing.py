@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from asr.errors import LmError
 from asr.lm import kneserney, mixing
-from asr.lm.model import BOS, LmError, NgramModel
+from asr.lm.model import BOS, NgramModel
 
 A = kneserney.train(["the cat sat", "the dog sat down", "a cat ran", "the cat ran"], order=3)
 B = kneserney.train(["turn the lamp on", "turn it down", "the lamp"], order=2)

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr.decoding.fusion import Decoding, WordScorer
-from asr.files import OutputError
+from asr.errors import LmError, OutputError
 from asr.lm import binary
-from asr.lm.model import BOS, EOS, SPECIAL_WORDS, UNK, Level, LmError, NgramModel
+from asr.lm.model import BOS, EOS, SPECIAL_WORDS, UNK, Level, NgramModel
 from asr.tokens import Tokens
 
 # three.arpa and four.arpa are Witten-Bell models of thirty short sentences written for this test, some of their n-grams

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asr.errors import LmError
 from asr.lm import text as lmtext
-from asr.lm.text import OVERLAP, LmTextError, Without
+from asr.lm.text import OVERLAP, Without
 from asr.manifest import ManifestError, Utterance, write
 from asr.text import english, squeeze
 
@@ -59,7 +60,7 @@ def test_a_file_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
     path.write_bytes(b"a line\n" * 100_000 + b"na\xefve\n")
     found = lmtext.lines([path], english)
     assert list(itertools.islice(found, 3)) == ["a line"] * 3
-    with pytest.raises(LmTextError):
+    with pytest.raises(LmError):
         list(found)
 
 
@@ -77,18 +78,18 @@ def test_damaged_and_cut_short(suffix: str, tmp_path: Path) -> None:
         whole[: middle - 30] + bytes(60) + whole[middle + 30 :],
     ):
         path.write_bytes(data)
-        with pytest.raises(LmTextError, match=rf"text\{suffix}: damaged or cut short after line \d+: \w"):
+        with pytest.raises(LmError, match=rf"text\{suffix}: damaged or cut short after line \d+: \w"):
             read(path)
     path.write_bytes(b"not packed\n")
     assert read(path) == ["not packed"]
 
 
 def test_missing_unreadable_and_folders(tmp_path: Path) -> None:
-    with pytest.raises(LmTextError, match=r"none\.txt: no such text; check the path"):
+    with pytest.raises(LmError, match=r"none\.txt: no such text; check the path"):
         read(tmp_path / "none.txt")
-    with pytest.raises(LmTextError, match="cannot be read: Is a directory"):
+    with pytest.raises(LmError, match="cannot be read: Is a directory"):
         read(tmp_path)
-    with pytest.raises(LmTextError, match="cannot be read: File name too long"):
+    with pytest.raises(LmError, match="cannot be read: File name too long"):
         read(tmp_path / ("a" * 300))
     with pytest.raises(ManifestError, match=r"none\.jsonl: no such manifest"):
         read(tmp_path / "none.jsonl")
@@ -100,14 +101,14 @@ def test_other_encodings_are_named_with_their_line(before: int, suffix: str, tmp
     path = tmp_path / f"text{suffix}"
     path.write_bytes(PACKERS[suffix](b"fine\n" * before + "naïve\n".encode("latin1") + b"fine\n" * 5))
     message = rf":{before + 1}: expected UTF-8, got byte 0xef; save it as UTF-8: iconv -f latin1"
-    with pytest.raises(LmTextError, match=message):
+    with pytest.raises(LmError, match=message):
         read(path)
 
 
 def test_utf_16_is_another_encoding(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("hello\n", encoding="utf-16")
-    with pytest.raises(LmTextError, match=r"text\.txt:1: expected UTF-8, got byte 0xff"):
+    with pytest.raises(LmError, match=r"text\.txt:1: expected UTF-8, got byte 0xff"):
         read(path)
 
 
@@ -118,7 +119,7 @@ def test_lines_beyond_all_measure(length: int, fits: bool, tmp_path: Path) -> No
     if fits:
         assert [len(line) for line in read(path)] == [4, length]
     else:
-        with pytest.raises(LmTextError, match=rf"text\.xz:2: expected lines of at most {lmtext.MAX_LINE} bytes"):
+        with pytest.raises(LmError, match=rf"text\.xz:2: expected lines of at most {lmtext.MAX_LINE} bytes"):
             read(path)
 
 

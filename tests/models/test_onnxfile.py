@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from asr.errors import ModelError
 from asr.models import find_model, onnxfile
-from asr.models.onnxfile import OnnxFileError
 
 
 def number(value: int) -> bytes:
@@ -97,7 +97,7 @@ REFUSED = {
 def test_refused(tmp_path: Path, data: bytes, reason: str) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(data)
-    with pytest.raises(OnnxFileError) as caught:
+    with pytest.raises(ModelError) as caught:
         onnxfile.read(path)
     assert str(caught.value).startswith(reason)
 
@@ -127,7 +127,7 @@ def test_many_parts_take_no_long_time(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(data)
     started = time.process_time()
-    with pytest.raises(OnnxFileError, match="more than 1000000 parts"):
+    with pytest.raises(ModelError, match="more than 1000000 parts"):
         onnxfile.read(path)
     assert time.process_time() - started < 20  # on a busy machine; one second on an idle one
 
@@ -136,7 +136,7 @@ def test_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     with path.open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(OnnxFileError, match=r"1099\.5 GB, where 1\.1 GB is the most"):
+    with pytest.raises(ModelError, match=r"1099\.5 GB, where 1\.1 GB is the most"):
         onnxfile.read(path)
 
 
@@ -156,7 +156,7 @@ def test_damage_is_never_a_traceback(tmp_path: Path) -> None:
         path.write_bytes(changed)
         try:
             onnxfile.read(path)
-        except OnnxFileError:
+        except ModelError:
             refused += 1
     assert refused > 100
 

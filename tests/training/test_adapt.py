@@ -16,10 +16,10 @@ from rich.console import Console
 
 from asr import audio, manifest
 from asr.decoding import ctc
+from asr.errors import ConfigError, ManifestError, ModelError, TrainingError
 from asr.manifest import Utterance, write
 from asr.tokens import Tokens
-from asr.training import adapt, checkpoint, config, exported, loop, plots
-from asr.training.adapt import AdaptError
+from asr.training import adapt, checkpoint, config, loop, plots
 from asr.training.export import export
 from asr.training.model import AcousticModel
 
@@ -211,7 +211,7 @@ def test_texts_that_cannot_be_spelt_are_listed(base: Path, tmp_path: Path) -> No
 
 
 def refusal(*arguments: Any, **options: Any) -> str:
-    with pytest.raises(AdaptError) as caught:
+    with pytest.raises(TrainingError) as caught:
         adapted(*arguments, **options)
     return str(caught.value)
 
@@ -229,13 +229,13 @@ def test_an_exported_model_is_trained_on(base: Path, higher: Path, tmp_path: Pat
     assert of_run is not None
     assert len(of_file) == 1
     assert of_file[0] == of_run[0]
-    with pytest.raises(AdaptError, match=r"tones\.onnx does not say what it was trained on"):
+    with pytest.raises(TrainingError, match=r"tones\.onnx does not say what it was trained on"):
         adapted(file, higher, tmp_path / "again", replay=0.5)
 
 
 def test_a_model_that_is_none(higher: Path, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").touch()
-    with pytest.raises(exported.ExportedError, match=r"model\.onnx: expected a model \(ONNX\) written by asr export"):
+    with pytest.raises(ModelError, match=r"model\.onnx: expected a model \(ONNX\) written by asr export"):
         adapted(tmp_path / "model.onnx", higher, tmp_path / "run")
     assert "or one of the names digits, english" in refusal(tmp_path / "none", higher, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -279,12 +279,12 @@ def test_replay_without_the_old_recordings(base: Path, higher: Path, tmp_path: P
     tensors, state = checkpoint.load(base / "model.safetensors")
     state["config"]["data"]["train"] = [str(tmp_path / "gone.jsonl")]
     checkpoint.save(tmp_path / "copy" / "model.safetensors", tensors, state)
-    with pytest.raises(manifest.ManifestError, match=r"gone\.jsonl: no such manifest"):
+    with pytest.raises(ManifestError, match=r"gone\.jsonl: no such manifest"):
         adapted(tmp_path / "copy", higher, tmp_path / "run", replay=0.5)
 
 
 def test_settings_are_checked_before_anything_is_written(base: Path, higher: Path, tmp_path: Path) -> None:
-    with pytest.raises(config.ConfigError, match=r"adaptation: unknown setting 'optimiser\.rate'"):
+    with pytest.raises(ConfigError, match=r"adaptation: unknown setting 'optimiser\.rate'"):
         adapted(base, higher, tmp_path / "run", "optimiser.rate=1")
     assert not (tmp_path / "run").exists()
 

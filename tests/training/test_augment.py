@@ -9,6 +9,7 @@ import soundfile
 import torch
 
 from asr import audio
+from asr.errors import ConfigError
 from asr.training import augment, config
 from asr.training.augment import Band, Perturbation, Recordings
 from asr.training.features import LogMel
@@ -224,14 +225,14 @@ def test_noises_are_read_from_a_folder_and_those_below(tmp_path: Path) -> None:
 def test_a_folder_without_recordings_is_an_error(tmp_path: Path, name: str, setting: str) -> None:
     (tmp_path / "README.md").write_text("no sound")
     settings = config.Augment.model_validate({setting: tmp_path / name})
-    with pytest.raises(config.ConfigError, match=rf"augment\.{setting}: .*found none in"):
+    with pytest.raises(ConfigError, match=rf"augment\.{setting}: .*found none in"):
         augment.read(settings)
 
 
 @pytest.mark.parametrize("setting", ["noise", "rooms"])
 def test_a_recording_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, setting: str) -> None:
     (tmp_path / "broken.wav").write_text("no sound")
-    with pytest.raises(config.ConfigError, match=rf"augment\.{setting}: .*broken\.wav.*remove it"):
+    with pytest.raises(ConfigError, match=rf"augment\.{setting}: .*broken\.wav.*remove it"):
         augment.read(config.Augment.model_validate({setting: tmp_path}))
 
 
@@ -304,12 +305,12 @@ def test_a_response_ends_where_it_has_decayed_and_after_half_a_second_at_most(
 
 
 def test_a_silent_response_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(config.ConfigError, match=r"augment\.rooms: .*quiet\.wav.*got silence.*remove it"):
+    with pytest.raises(ConfigError, match=r"augment\.rooms: .*quiet\.wav.*got silence.*remove it"):
         written(tmp_path, {"quiet.wav": np.zeros(100)})
 
 
 def test_a_response_of_several_channels_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(config.ConfigError, match=r"augment\.rooms: .*array\.wav.*one channel, got 2.*split"):
+    with pytest.raises(ConfigError, match=r"augment\.rooms: .*array\.wav.*one channel, got 2.*split"):
         written(tmp_path, {"array.wav": np.stack([hall(1), hall(2)], 1)})
 
 
@@ -418,9 +419,9 @@ def test_paths_and_shares_are_checked(tmp_path: Path) -> None:
     got = config.read(path).augment
     assert (got.rooms, got.noise) == (tmp_path / "here", tmp_path / "there")
     for override in ("augment.rooms_share=1.5", "augment.band_share=-0.1", "augment.rooms=[1]", "augment.vtlp=1"):
-        with pytest.raises(config.ConfigError, match=override.partition("=")[0]):
+        with pytest.raises(ConfigError, match=override.partition("=")[0]):
             config.read(path, [override])
-    with pytest.raises(config.ConfigError, match=r"log_mel for augment\.vtlp, got mfcc"):
+    with pytest.raises(ConfigError, match=r"log_mel for augment\.vtlp, got mfcc"):
         config.read(path, ["augment.vtlp=0.1", "features.kind=mfcc"])
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from asr.errors import CheckpointError
 from asr.training import checkpoint, config
-from asr.training.checkpoint import CheckpointError
 from asr.training.model import AcousticModel
 
 TENSORS = {

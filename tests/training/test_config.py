@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 import yaml
 
+from asr.errors import ConfigError
 from asr.training import config
-from asr.training.config import Config, ConfigError
+from asr.training.config import Config
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/config.yaml"))
 LEAST: dict[str, Any] = {"name": "mine", "data": {"train": ["train.jsonl"], "dev": "dev.jsonl"}}

@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 from asr import audio
+from asr.errors import ConfigError
 from asr.tokens import Tokens, min_frames
 from asr.training import config, data
 from asr.training.data import Batch, Corpus, Item
@@ -415,7 +416,7 @@ def test_nothing_is_perturbed_outside_training(tmp_path: Path) -> None:
 
 
 def test_training_without_the_noise_it_asks_for_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(config.ConfigError, match=r"augment\.noise"):
+    with pytest.raises(ConfigError, match=r"augment\.noise"):
         corpus(tmp_path, rows_of([0.3]), augment={"noise": tmp_path / "absent"})
 
 

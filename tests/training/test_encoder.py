@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from asr import Recognizer, audio
+from asr.errors import ConfigError, ModelError
 from asr.models import onnxfile
-from asr.models.network import ModelError, Network
+from asr.models.network import Network
 from asr.tokens import Tokens
 from asr.training import checkpoint, config, encoder, export, features, run, warm
 from asr.training.model import AcousticModel
@@ -136,7 +137,7 @@ def test_the_first_blocks(folder: Path) -> None:
     settings = settings_of(folder, network={"encoder_blocks": 1})
     assert (settings.network.encoder_blocks, settings.network.encoder_width) == (1, WIDTH)
     assert len(AcousticModel(settings, 5).network.encoder.blocks) == 1  # type: ignore[union-attr]
-    with pytest.raises(config.ConfigError, match=r"encoder_blocks: expected at most the 2 of .*, got 3"):
+    with pytest.raises(ConfigError, match=r"encoder_blocks: expected at most the 2 of .*, got 3"):
         settings_of(folder, network={"encoder_blocks": 3})
 
 
@@ -152,7 +153,7 @@ def test_the_first_blocks(folder: Path) -> None:
 def test_a_folder_without_an_encoder(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         settings_of(tmp_path)
 
 
@@ -160,7 +161,7 @@ def test_a_file_cut_short(folder: Path, tmp_path: Path) -> None:
     data = (folder / "model.bin").read_bytes()
     for length in (3, 20, len(data) // 2):
         (tmp_path / "model.bin").write_bytes(data[:length])
-        with pytest.raises(config.ConfigError, match="may be damaged"):
+        with pytest.raises(ConfigError, match="may be damaged"):
             encoder.read_ctranslate2(tmp_path / "model.bin")
 
 
@@ -172,7 +173,7 @@ def test_quantised_weights_are_refused(folder: Path, tmp_path: Path) -> None:
     sizes = (2 * WIDTH).to_bytes(4, "little"), bytes([2]), (4 * WIDTH).to_bytes(4, "little")  # int16
     data[at + 1 : at + 10] = b"".join(sizes)
     (tmp_path / "model.bin").write_bytes(data)
-    with pytest.raises(config.ConfigError, match=r"expected weights in float32 or float16, got int16"):
+    with pytest.raises(ConfigError, match=r"expected weights in float32 or float16, got int16"):
         model_of(tmp_path)
 
 
@@ -280,7 +281,7 @@ def test_settings_that_do_not_fit_an_encoder(folder: Path, section: dict[str, An
     for key, value in section.items():
         name, _, inner = key.partition(".")
         tree[name] = tree.get(name, {}) | ({inner: value} if inner else value)
-    with pytest.raises(config.ConfigError, match=r"network\.encoder"):
+    with pytest.raises(ConfigError, match=r"network\.encoder"):
         config.parse(tree, "test")
 
 

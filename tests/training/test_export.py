@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from asr import Recognizer, audio
+from asr.errors import CheckpointError, OutputError, TrainingError
 from asr.models import onnxfile
 from asr.training import checkpoint, config, export
 from asr.training.model import AcousticModel
@@ -109,7 +110,7 @@ def test_refuses_a_graph_that_differs(tmp_path: Path, monkeypatch: pytest.Monkey
         return graph
 
     monkeypatch.setattr(onnx, "load", sabotaged)
-    with pytest.raises(export.ExportError, match=r"match torch within 0\.0001 at 1 frames"):
+    with pytest.raises(TrainingError, match=r"match torch within 0\.0001 at 1 frames"):
         export.export(path, tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
 
@@ -117,15 +118,15 @@ def test_refuses_a_graph_that_differs(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_output_exists(tmp_path: Path) -> None:
     _, path = saved(tmp_path, settings_of())
     (tmp_path / "m.onnx").write_text("mine")
-    with pytest.raises(export.ExportError, match="exists already"):
+    with pytest.raises(TrainingError, match="exists already"):
         export.export(path, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_text() == "mine"
-    with pytest.raises(export.ExportError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         export.export(path, tmp_path / "nowhere" / "m.onnx")
 
 
 def test_unfinished_run(tmp_path: Path) -> None:
-    with pytest.raises(checkpoint.CheckpointError, match="no finished model"):
+    with pytest.raises(CheckpointError, match="no finished model"):
         export.export(tmp_path, tmp_path / "m.onnx")
 
 
@@ -159,9 +160,7 @@ def test_a_model_that_the_recogniser_would_refuse_is_not_written(
 ) -> None:
     _, run = saved(tmp_path, settings_of())
     monkeypatch.setattr(onnxfile, "OPERATORS", onnxfile.OPERATORS.replace("LSTM ", ""))
-    with pytest.raises(
-        export.ExportError, match="the recogniser would refuse this model, since it holds the operator LSTM"
-    ):
+    with pytest.raises(TrainingError, match="the recogniser would refuse this model, since it holds the operator LSTM"):
         export.export(run, tmp_path / "model.onnx")
     assert not list(tmp_path.glob("*.onnx*"))
 

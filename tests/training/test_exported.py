@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from asr.errors import ModelError
 from asr.models import onnxfile
-from asr.training import checkpoint, config, export, exported
+from asr.training import checkpoint, config, export
 from asr.training.model import AcousticModel
 
 NETWORKS: list[dict[str, Any]] = [
@@ -68,7 +69,7 @@ def test_a_file_without_the_names(tmp_path: Path) -> None:
     data = (tmp_path / "m.onnx").read_bytes()
     old = data.replace(b"network.output.1.bias", b"network.output.1.bark")
     (tmp_path / "old.onnx").write_bytes(old)
-    with pytest.raises(exported.ExportedError, match=r"expected a model file with network\.output\.1\.bias of \(5,\)"):
+    with pytest.raises(ModelError, match=r"expected a model file with network\.output\.1\.bias of \(5,\)"):
         checkpoint.load_model(tmp_path / "old.onnx")
 
 
@@ -78,5 +79,5 @@ def test_a_newer_file(tmp_path: Path) -> None:
     data = onnxfile.read(tmp_path / "m.onnx")
     card = json.loads(onnxfile.metadata(data, "asr")) | {"schema": 99}
     (tmp_path / "m.onnx").write_bytes(onnxfile.with_metadata(data, "asr", json.dumps(card)))
-    with pytest.raises(exported.ExportedError, match="schema 99"):
+    with pytest.raises(ModelError, match="schema 99"):
         checkpoint.load_model(tmp_path / "m.onnx")

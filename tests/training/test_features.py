@@ -9,6 +9,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from asr.errors import ConfigError
 from asr.training import config, features
 
 RATE = 16_000
@@ -220,7 +221,7 @@ def test_utterances_of_a_batch_do_not_meet() -> None:
 
 
 def test_empty_mel_bands_are_an_error() -> None:
-    with pytest.raises(config.ConfigError, match=r"200 mel bands.*lower n_mels or raise n_fft"):
+    with pytest.raises(ConfigError, match=r"200 mel bands.*lower n_mels or raise n_fft"):
         front_end(n_mels=200)
 
 

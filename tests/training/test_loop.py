@@ -22,12 +22,12 @@ import yaml
 from rich.console import Console
 
 from asr import Recognizer, terminal
+from asr.errors import TrainingError
 from asr.manifest import ManifestError, Utterance, write
 from asr.manifest import read as read_manifest
 from asr.metrics import Scored
 from asr.training import augment, checkpoint, config, export, loop, plots
 from asr.training.data import Batch, Corpus, Item
-from asr.training.launch import TrainingError
 from asr.training.log import Log
 from asr.training.model import Network
 from asr.training.schedule import rate

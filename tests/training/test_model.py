@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from asr import audio
+from asr.errors import ConfigError
 from asr.training import config, model
 from asr.training.model import AcousticModel, Dropout, Network, SequenceNorm, _reverse
 
@@ -109,7 +110,7 @@ def test_too_few_features_for_the_subsampling(subsampling: int, least: int) -> N
     got = Network(least, 3, options)(torch.zeros(1, 20, least))[0]
     assert got.shape[2] == 3
     if least > 1:
-        with pytest.raises(config.ConfigError, match=rf"at least {least} features.*raise n_mels or n_mfcc"):
+        with pytest.raises(ConfigError, match=rf"at least {least} features.*raise n_mels or n_mfcc"):
             Network(least - 1, 3, options)
 
 

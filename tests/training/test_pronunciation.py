@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from test_loop import TINY, assert_same_training, make_corpus, merge, train
 
+from asr.errors import ConfigError
 from asr.text import english
 from asr.tokens import Tokens
 from asr.training import checkpoint, config, loop, plots
-from asr.training.config import ConfigError
 from asr.training.data import Corpus, Item
 from asr.training.pronunciation import Pronunciations
 

@@ -20,13 +20,14 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from asr import cli as commands
+from asr.errors import TrainingError
 from asr.manifest import ManifestError, Utterance, write
 from asr.metrics import Scored
 from asr.tokens import Span
 from asr.training import checkpoint, config, loop
 from asr.training.report import page as report_page
 from asr.training.report import pictures
-from asr.training.report.page import ReportError, build
+from asr.training.report.page import build
 
 HOSTILE = '"><img src=x onerror=alert(1)></script><script>alert(2)</script>'
 TEXTS = ["ab", "c", "<script>", "cab abc b", "a b c", "bca", "aa", "cc", "b a", "abc", "c c", "b"]
@@ -338,7 +339,7 @@ def test_a_run_whose_dev_set_is_gone(copy: Path, tmp_path: Path, gone: str) -> N
     assert "Worst utterances" in page.text  # as the training's own report has it
     assert not page.all("audio")
     if gone == "audio":
-        with pytest.raises(ReportError, match=r"12 of 12 utterances of .*moved\.jsonl cannot be read"):
+        with pytest.raises(TrainingError, match=r"12 of 12 utterances of .*moved\.jsonl cannot be read"):
             of(copy, manifest=manifest)
     else:
         with pytest.raises(ManifestError, match=r"moved\.jsonl: no such manifest"):
@@ -369,14 +370,14 @@ def test_another_set(finished: Path, tmp_path: Path, no_pictures: None) -> None:
 )
 def test_runs_that_there_is_nothing_to_say_of(copy: Path, make: Callable[[Path], object], message: str) -> None:
     make(copy)
-    with pytest.raises(ReportError, match=message):
+    with pytest.raises(TrainingError, match=message):
         of(copy)
 
 
 def test_wrong_device_and_wrong_kind_of_run(finished: Path) -> None:
-    with pytest.raises(ReportError, match="expected --device auto, cpu or cuda, got 'gpu'"):
+    with pytest.raises(TrainingError, match="expected --device auto, cpu or cuda, got 'gpu'"):
         of(finished, device="gpu")
-    with pytest.raises(ReportError, match="expected a run folder, as asr train makes one, got a file"):
+    with pytest.raises(TrainingError, match="expected a run folder, as asr train makes one, got a file"):
         of(finished / "log.jsonl")
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from asr.errors import TrainingError
 from asr.manifest import Utterance
 from asr.training import shards
-from asr.training.shards import ShardError, decode
+from asr.training.shards import decode
 
 RATE = 16_000
 
@@ -193,14 +194,14 @@ def test_a_process_that_starts_late_does_its_part_all_the_same(tmp_path: Path) -
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ShardError, match=r"cannot be written: .*set data\.cache to a folder"):
+    with pytest.raises(TrainingError, match=r"cannot be written: .*set data\.cache to a folder"):
         decode(utterances(tmp_path), tmp_path / "file" / "cache")
 
 
 def test_too_little_space_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage(10, 9, 1))
-    with pytest.raises(ShardError, match=r"expected 0.0 GB of free space for decoded audio, got 0.0 GB"):
+    with pytest.raises(TrainingError, match=r"expected 0.0 GB of free space for decoded audio, got 0.0 GB"):
         decode(utterances(tmp_path), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -214,6 +215,6 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
         return real(value, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(shards.json, "dumps", full)
-    with pytest.raises(ShardError, match="No space left on device"):
+    with pytest.raises(TrainingError, match="No space left on device"):
         decode(utterances(tmp_path), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from asr import Recognizer
+from asr.errors import CheckpointError, ConfigError, ModelError
 from asr.manifest import Utterance, write
 from asr.models.network import Network
 from asr.stream import Endpoint, Endpointing, Final
 from asr.text import english
 from asr.tokens import BLANK_SYMBOL, Tokens
 from asr.training import checkpoint, config, export, loop, plots, subwords
-from asr.training.config import ConfigError
 from asr.training.data import Corpus
 
 ALPHABET = " '0123456789abcdefghijklmnopqrstuvwxyz"
@@ -211,7 +211,7 @@ def test_checkpoints_without_a_vocabulary_are_of_characters(chosen: config.Confi
     checkpoint.save(tmp_path / "old.safetensors", {}, {"config": tree})
     assert checkpoint.load_tokens(tmp_path / "old.safetensors") == Tokens.of(" abc")
     checkpoint.save(tmp_path / "bad.safetensors", {}, {"config": tree, "tokens": [BLANK_SYMBOL, "ab"]})
-    with pytest.raises(checkpoint.CheckpointError, match=r"bad\.safetensors: expected the single characters"):
+    with pytest.raises(CheckpointError, match=r"bad\.safetensors: expected the single characters"):
         checkpoint.load_tokens(tmp_path / "bad.safetensors")
 
 
@@ -268,7 +268,7 @@ def test_an_older_program_says_what_to_do(recognizer: Recognizer, monkeypatch: p
     from asr.models import network
 
     monkeypatch.setattr(network, "SCHEMA", 2)
-    with pytest.raises(network.ModelError, match="model schema 3, this version knows 2; update the package"):
+    with pytest.raises(ModelError, match="model schema 3, this version knows 2; update the package"):
         Network(recognizer.network.path)
 
 

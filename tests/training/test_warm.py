@@ -13,10 +13,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from asr.errors import ConfigError
 from asr.manifest import Utterance, write
 from asr.tokens import Tokens
 from asr.training import checkpoint, config, loop, plots, warm
-from asr.training.config import ConfigError
 from asr.training.model import AcousticModel
 
 NETWORK: dict[str, Any] = {"cell": "lstm", "layers": 2, "hidden": 4, "subsampling": 2, "conv_channels": 2, "dropout": 0}

@@ -27,8 +27,8 @@ from asr import __version__, audio, metrics, terminal
 from asr import manifest as manifests
 from asr.audio import SAMPLE_RATE
 from asr.decoding import ctc
-from asr.errors import AsrError
-from asr.manifest import ManifestError, Utterance
+from asr.errors import AudioError, ManifestError, TrainingError
+from asr.manifest import Utterance
 from asr.text import normaliser
 from asr.tokens import Tokens
 from asr.training import checkpoint, config
@@ -42,10 +42,6 @@ WORST = 10  # utterances shown in full
 _SHOWN_S = 30.0  # of each of them: sound and pictures of hours would make a page that no browser opens
 _CONFUSIONS = 15
 _STEP, _EPOCH = {"step", "lr", "gradient_norm", "layers"}, {"epoch", "train_loss", "dev_loss", "dev_wer", "dev_cer"}
-
-
-class ReportError(AsrError):
-    """A run that there is nothing to report of, or a set that cannot be run through its model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +69,13 @@ def build(
 
     manifest: the set to run through the model, by greedy decoding; without one the training's dev set, and where that is
               gone, the page does without sound and posteriors and says so.
-    raises:   ReportError, CheckpointError; ManifestError if the manifest that was asked for cannot be read.
+    raises:   TrainingError, CheckpointError; ManifestError if the manifest that was asked for cannot be read.
     """
     console = console or Console(stderr=True)
     if threads:
         torch.set_num_threads(threads)
     shield_from_signals()
-    on = pick_device(device, ReportError)
+    on = pick_device(device, TrainingError)
     known = _read(run)
     known.model.to(on)
     notes = []
@@ -102,7 +98,7 @@ def build(
         notes.append(str(error))
     if not heard:
         if manifest:
-            raise ReportError(notes[-1])
+            raise TrainingError(notes[-1])
         notes.append("Without the dev set's audio there are no players, spectrograms and posteriors; see --manifest.")
     for note in notes:
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -144,20 +140,22 @@ def render(**filling: Any) -> str:
 def _read(run: Path) -> _Run:
     if not run.is_dir():
         got = "a file" if run.exists() else "nothing of that name"
-        raise ReportError(f"{run}: expected a run folder, as asr train makes one, got {got}; check the path")
+        raise TrainingError(f"{run}: expected a run folder, as asr train makes one, got {got}; check the path")
     log, finished = run / "log.jsonl", run / "model.safetensors"
     try:
         lines = log.read_text(encoding="utf-8").split("\n")[:-1]  # the last one may be half written yet
         rows = [json.loads(line) for line in lines]
         steps, epochs = ([row for row in rows if keys <= row.keys()] for keys in (_STEP, _EPOCH))
     except FileNotFoundError:
-        raise ReportError(f"{run}: expected a training's log.jsonl in it, got none; is it a run folder?") from None
+        raise TrainingError(f"{run}: expected a training's log.jsonl in it, got none; is it a run folder?") from None
     except (OSError, ValueError, AttributeError) as error:
-        raise ReportError(f"{log}: expected one JSON object a line, cannot read it: {error}") from None
+        raise TrainingError(f"{log}: expected one JSON object a line, cannot read it: {error}") from None
     weights = {row["epoch"]: run / f"epoch-{row['epoch'] + 1:04d}.safetensors" for row in epochs}
     there = [row for row in epochs if weights[row["epoch"]].exists()]
     if not epochs or not (there or finished.exists()):
-        raise ReportError(f"{run}: expected a log and weights of at least one epoch, got none; wait until it has ended")
+        raise TrainingError(
+            f"{run}: expected a log and weights of at least one epoch, got none; wait until it has ended"
+        )
     if finished.exists():
         model, settings, tokens, state = checkpoint.load_model(finished)
         summary = state.get("training", {})
@@ -177,7 +175,7 @@ def _recognise(
         for utterance in progress.track(utterances, description="recognising"):
             try:
                 waveform = audio.read_utterance(utterance)
-            except audio.AudioError as error:
+            except AudioError as error:
                 failed.append((utterance.id, str(error)))
                 continue
             duration_s = len(waveform) / SAMPLE_RATE  # the manifest's may lie

@@ -22,7 +22,8 @@ from matplotlib.ticker import LogFormatter, MultipleLocator
 from asr.audio import SAMPLE_RATE
 from asr.decoding import ctc
 from asr.decoding.align import align
-from asr.tokens import BLANK, Span, TokenError, Tokens
+from asr.errors import DecodingError, TokenError
+from asr.tokens import BLANK, Span, Tokens
 
 _INCHES_A_SECOND = 1.6  # enough for the words of fast speech side by side
 _ROWS = 40  # tokens in a picture of posteriors
@@ -144,7 +145,7 @@ def posteriors(
     try:
         reference = tokens.encode(text)
         expected = align(log_probs, reference)
-    except (ctc.CtcError, TokenError):  # a text too long for its audio, or of other letters, has no place in it
+    except (DecodingError, TokenError):  # a text too long for its audio, or of other letters, has no place in it
         reference, expected = [], []
     believed = np.exp(log_probs[: math.ceil(seconds / shift_s)]).T  # (V, T)
     peaks = believed.max(axis=1)
