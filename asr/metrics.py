@@ -1,4 +1,4 @@
-"""Word and character error rates, and the report that says where the errors are. jiwer does the alignment.
+"""Word and character error rates, and the report that says where the errors are. rapidfuzz does the alignment.
 
 Text is compared as it arrives: normalise references and hypotheses the same way first (`asr.text`). Words are separated
 by spaces; the spaces between words count as characters.
@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from itertools import chain, starmap, zip_longest
 from operator import add
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import jiwer
 import numpy as np
+from rapidfuzz.distance import Levenshtein, Opcodes
 
 from asr.errors import TextError
 
@@ -256,13 +256,15 @@ def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Errors:
     raises: TextError if the two differ in length or are empty.
     """
     _check(references, hypotheses)
-    return _errors(jiwer.process_words(list(references), list(hypotheses)))
+    both = zip(references, hypotheses, strict=True)
+    return sum((_errors(Levenshtein.opcodes(left.split(), right.split())) for left, right in both), Errors())
 
 
 def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Errors:
     """Character errors of all utterances together, the spaces between words included. raises: as `word_errors`."""
     _check(references, hypotheses)
-    return _errors(jiwer.process_characters(list(references), list(hypotheses)))
+    both = zip(references, hypotheses, strict=True)
+    return sum((_errors(Levenshtein.opcodes(left.strip(), right.strip())) for left, right in both), Errors())
 
 
 def report(
@@ -277,17 +279,16 @@ def report(
     """
     if min(worst, confusions, bootstrap) < 0:
         raise TextError(f"expected worst, confusions and bootstrap >= 0, got {worst}, {confusions} and {bootstrap}")
-    references, hypotheses = [one.reference for one in scored], [one.hypothesis for one in scored]
-    _check(references, hypotheses)
-    aligned_words = jiwer.process_words(references, hypotheses)
-    words = [_count(chunks) for chunks in aligned_words.alignments]
-    characters = [_count(chunks) for chunks in jiwer.process_characters(references, hypotheses).alignments]
+    _check([one.reference for one in scored], [one.hypothesis for one in scored])
+    edits = [Levenshtein.opcodes(one.reference.split(), one.hypothesis.split()) for one in scored]
+    words = list(map(_errors, edits))
+    characters = [_errors(Levenshtein.opcodes(one.reference.strip(), one.hypothesis.strip())) for one in scored]
 
     substituted: Counter[tuple[str, str]] = Counter()
     inserted: Counter[str] = Counter()
     deleted: Counter[str] = Counter()
-    for index in range(len(scored)):
-        for left, right in _pairs(aligned_words, index):
+    for one, made in zip(scored, edits, strict=True):
+        for left, right in _pairs(one, made):
             if left is None and right is not None:
                 inserted[right] += 1
             elif right is None and left is not None:
@@ -311,7 +312,7 @@ def report(
         insertions=tuple(_most_common(inserted, confusions)),
         deletions=tuple(_most_common(deleted, confusions)),
         worst=tuple(
-            Aligned(scored[index], words[index], tuple(starmap(_column, _pairs(aligned_words, index))))
+            Aligned(scored[index], words[index], tuple(starmap(_column, _pairs(scored[index], edits[index]))))
             for index in wrong[:worst]
         ),
     )
@@ -380,31 +381,18 @@ def _check(references: Sequence[str], hypotheses: Sequence[str]) -> None:
         raise TextError("expected at least one utterance to score, got none; check the manifest")
 
 
-def _errors(aligned: jiwer.WordOutput | jiwer.CharacterOutput) -> Errors:
-    return Errors(aligned.hits, aligned.substitutions, aligned.deletions, aligned.insertions)
+def _errors(edits: Opcodes) -> Errors:
+    counts = Counter[str]()
+    for edit in edits:
+        counts[edit.tag] += max(edit.src_end - edit.src_start, edit.dest_end - edit.dest_start)
+    return Errors(counts["equal"], counts["replace"], counts["delete"], counts["insert"])
 
 
-def _count(chunks: Iterable[jiwer.AlignmentChunk]) -> Errors:
-    """The counts of one utterance; jiwer itself keeps those of the whole set only."""
-    counts = {"equal": 0, "substitute": 0, "delete": 0, "insert": 0}
-    for chunk in chunks:
-        length = chunk.ref_end_idx - chunk.ref_start_idx
-        counts[chunk.type] += length if chunk.type != "insert" else chunk.hyp_end_idx - chunk.hyp_start_idx
-    return Errors(counts["equal"], counts["substitute"], counts["delete"], counts["insert"])
-
-
-def _pairs(aligned: jiwer.WordOutput, index: int) -> Iterator[tuple[str | None, str | None]]:
+def _pairs(one: Scored, edits: Opcodes) -> Iterator[tuple[str | None, str | None]]:
     """The (reference, hypothesis) words of one utterance in order; None where one side has no word."""
-    reference, hypothesis = aligned.references[index], aligned.hypotheses[index]
-    for chunk in aligned.alignments[index]:
-        left: list[str] = reference[chunk.ref_start_idx : chunk.ref_end_idx]
-        right: list[str] = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        if chunk.type == "insert":
-            yield from ((None, word) for word in right)
-        elif chunk.type == "delete":
-            yield from ((word, None) for word in left)
-        else:
-            yield from zip(left, right, strict=True)
+    reference, hypothesis = one.reference.split(), one.hypothesis.split()
+    for edit in edits:
+        yield from zip_longest(reference[edit.src_start : edit.src_end], hypothesis[edit.dest_start : edit.dest_end])
 
 
 def _column(left: str | None, right: str | None) -> tuple[str, str, str]:

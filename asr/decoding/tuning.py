@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from rapidfuzz.distance import Levenshtein
 
-from asr import files
+from asr import files, metrics
 from asr.decoding import confidence
 from asr.decoding.confidence import Calibration
 from asr.decoding.decoder import Decoder
@@ -93,15 +92,13 @@ def search(
 
 def error_rates(examples: Sequence[Example], decoder: Decoder) -> tuple[float, float]:
     """WER and CER of a decoder, as shares of the words and characters of the references."""
-    errors, lengths = np.zeros(2, int), np.zeros(2, int)
+    texts = []
     for example in examples:
         found = (decoder.texts(decoder(part), 1) for part in example.parts)
-        text = " ".join(texts[0][0] for texts in found if texts and texts[0][0])
-        sides = ((example.reference.split(), text.split()), (list(example.reference), list(text)))
-        for i, (reference, hypothesis) in enumerate(sides):
-            errors[i] += Levenshtein.distance(reference, hypothesis)
-            lengths[i] += len(reference)
-    wer, cer = (errors / np.maximum(lengths, 1)).tolist()
+        texts.append(" ".join(best[0][0] for best in found if best and best[0][0]))
+    references = [example.reference for example in examples]
+    both = metrics.word_errors(references, texts), metrics.character_errors(references, texts)
+    wer, cer = (errors.total / max(errors.reference_length, 1) for errors in both)
     return wer, cer
 
 
