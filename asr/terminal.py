@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
 _bar: Progress | None = None  # that stands in the terminal's last line
 
@@ -180,17 +180,17 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def progress(console: Console, amount: str | None = None) -> Iterator[Progress]:
+def progress(console: Console, *amounts: ProgressColumn | str) -> Iterator[Progress]:
     """A progress bar in the terminal's last line, gone at the end; none where the console is no terminal.
 
     What `show` and `note` write meanwhile stands above it; stdout that is not the terminal is left alone.
-    amount: how much of a task is done, in Rich's format; if not given, the number of steps.
+    amounts: how much of a task is done, as Rich's columns or in its format; if not given, the number of steps.
     """
     global _bar
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    done = MofNCompleteColumn() if amount is None else TextColumn(amount)
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), done, TimeRemainingColumn()]
+    done = amounts or [MofNCompleteColumn()]
+    columns = ["{task.description}", BarColumn(), *done, TimeRemainingColumn()]
     hidden = console.quiet or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=hidden, redirect_stdout=False) as bar:
         _bar = None if hidden else bar

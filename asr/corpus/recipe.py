@@ -23,7 +23,7 @@ from asr.errors import AsrError, CorpusError
 from asr.manifest import Utterance
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    pass
 
 _AT_ONCE = 4096  # recordings measured between two writes of the durations
 
@@ -149,7 +149,9 @@ def _obtained(arguments: argparse.Namespace, archives: Sequence[Archive]) -> Pat
         how = " or --download" if hasattr(arguments, "download") else ""
         raise CorpusError(f"expected the corpus' folder{how}; --help says more")
     corpus = corpus or arguments.out / "corpus"
-    with _bytes_progress() as progress:
+    from rich.progress import DownloadColumn, TransferSpeedColumn
+
+    with terminal.progress(terminal.stderr(False), DownloadColumn(), TransferSpeedColumn()) as progress:
         for one in archives if downloads else ():
             folder = corpus / one.name.split(".tar")[0].removesuffix(".zip")
             if not folder.exists():  # once unpacked, the archive may go
@@ -258,21 +260,3 @@ def _measured(recordings: Sequence[Recording], out: Path, jobs: int) -> tuple[di
 def _write_text(path: Path, text: str) -> None:
     files.make_folder(path.parent)
     files.write(path, text.encode(errors="surrogateescape"), overwrite=True)
-
-
-def _bytes_progress() -> Progress:
-    """A bar on stderr for bytes; none where stderr is a file."""
-    from rich import progress
-
-    console = terminal.stderr(False)
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-        redirect_stdout=False,
-    )

@@ -14,10 +14,9 @@ import torch
 import yaml
 from lightning.fabric import Fabric
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
-from asr import metrics
+from asr import metrics, terminal
 from asr.errors import ConfigError, TrainingError
 from asr.tokens import Tokens
 from asr.training import checkpoint, config, encoder, launch, plots
@@ -147,8 +146,7 @@ def read_corpora(
     train_set = Corpus(settings.data.train, tokens, settings, training=True, **geometry)
     dev_set = Corpus([settings.data.dev], tokens, settings, training=False, **geometry)
     for name, corpus in (("train", train_set), ("dev", dev_set)):
-        hidden = not console.is_terminal
-        with Progress(console=console, transient=True, disable=hidden, redirect_stdout=False) as bar:
+        with terminal.progress(console) as bar:
             task = bar.add_task(f"decoding {name} audio", total=len(corpus.examples))
             corpus.decode(partial(bar.advance, task), *launch.place())
         hours = sum(example.duration_s for example in corpus.examples) / 3600

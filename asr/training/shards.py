@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import sys
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr import audio
+from asr import audio, files
 from asr.errors import AudioError, TrainingError
 from asr.manifest import Utterance
 
@@ -43,7 +42,7 @@ def decode(
 
     rank, processes: of those on this machine that want the same: each decodes its part, and waits for the others'.
     progress: called after each utterance that this process decodes.
-    raises:   TrainingError if the folder cannot be written, or has too little space.
+    raises:   TrainingError or OutputError if the folder cannot be written, or has too little space.
     """
     groups = _grouped(utterances)
     shards = [folder / f"{_key(group)}.json" for group in groups]
@@ -123,23 +122,18 @@ def _whole(shard: Path) -> bool:
 
 def _write(group: Sequence[Utterance], shard: Path, pool: ThreadPoolExecutor, progress: Callable[[], None]) -> None:
     lengths, errors = [], {}
-    mine = secrets.token_hex(4)  # several machines may be at the same shard of a shared disk
-    samples_part, index_part = (shard.with_suffix(f".{mine}.{kind}.part") for kind in ("int16", "json"))
-    try:
-        with samples_part.open("wb") as file:
-            for number, piece in enumerate(pool.map(_decoded, group)):
-                if isinstance(piece, str):
-                    errors[str(number)] = piece
-                    piece = np.empty(0, np.int16)
-                file.write(piece.tobytes())
-                lengths.append(len(piece))
-                progress()
-        index_part.write_text(json.dumps({"lengths": lengths, "errors": errors}), encoding="utf-8")
-        samples_part.replace(shard.with_suffix(".int16"))
-        index_part.replace(shard)  # last: it says that the shard is whole
-    finally:
-        samples_part.unlink(missing_ok=True)
-        index_part.unlink(missing_ok=True)
+    advice = "set data.cache, for decoded audio, to a folder that can be written"
+    samples = shard.with_suffix(".int16")
+    # At the end the samples take their name first: the index says that the shard is whole.
+    with files.replaced(shard, advice=advice) as index, files.replaced(samples, advice=advice) as file:
+        for number, piece in enumerate(pool.map(_decoded, group)):
+            if isinstance(piece, str):
+                errors[str(number)] = piece
+                piece = np.empty(0, np.int16)
+            file.write(piece.tobytes())
+            lengths.append(len(piece))
+            progress()
+        index.write(json.dumps({"lengths": lengths, "errors": errors}).encode())
 
 
 def _decoded(utterance: Utterance) -> np.ndarray | str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr.errors import TrainingError
+from asr.errors import OutputError, TrainingError
 from asr.manifest import Utterance
 from asr.training import shards
 from asr.training.shards import decode
@@ -215,6 +215,6 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
         return real(value, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(shards.json, "dumps", full)
-    with pytest.raises(TrainingError, match="No space left on device"):
+    with pytest.raises(OutputError, match="No space left on device"):
         decode(utterances(tmp_path), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
