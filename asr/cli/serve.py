@@ -44,9 +44,13 @@ class _Asked:
     workers: Annotated[
         int | None, typer.Option(help="Files recognised at a time.", min=1, show_default="cores, at most 4")
     ] = None
+    max_streams: Annotated[int | None, typer.Option(help="Live streams at a time.", min=0, show_default="4 a core")] = (
+        None
+    )
     max_queue: Annotated[int, typer.Option(help="Files that may wait.", min=1)] = 32
     max_upload: Annotated[float, typer.Option(help="MiB of a file.", min=0.001)] = 512
     max_audio: Annotated[float, typer.Option(help="Hours of a file.", min=0.0001)] = 4
+    max_stream: Annotated[float, typer.Option(help="Hours of a live stream.", min=0.0001)] = 4
     job_timeout: Annotated[float, typer.Option(help="Seconds that a file may take.", min=0.1)] = 3600
     worker_memory: Annotated[float, typer.Option(help="GiB of a worker.", min=0.25)] = 2
     rate_limit: Annotated[int, typer.Option(help="Requests a minute from one address; 0: any number.", min=0)] = 0
@@ -55,6 +59,7 @@ class _Asked:
     temp: Annotated[
         Path | None, typer.Option(help="A folder for uploads while they are heard.", show_default="the system's")
     ] = None
+    no_page: Annotated[bool, typer.Option("--no-page", help="No page at /.")] = False
     no_metrics: Annotated[bool, typer.Option("--no-metrics", help="No /metrics.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line a request.")] = False
     log_json: Annotated[bool, typer.Option("--log-json", help="The log as JSON lines.")] = False
@@ -86,22 +91,25 @@ class _Asked:
             tls_cert=self.tls_cert,
             tls_key=self.tls_key,
             workers=min(cores(), 4) if self.workers is None else self.workers,
+            max_streams=4 * cores() if self.max_streams is None else self.max_streams,
             max_queue=self.max_queue,
             max_upload=round(self.max_upload * (1 << 20)),
             max_audio_s=self.max_audio * 3600,
+            max_stream_s=self.max_stream * 3600,
             job_timeout_s=self.job_timeout,
             worker_memory=round(self.worker_memory * (1 << 30)),
             rate_limit=self.rate_limit,
             aliases=tuple(self.alias or ()),
             language=self.language,
             temp=self.temp,
+            page=not self.no_page,
             metrics=not self.no_metrics,
         )
 
 
 @options.grouped
 def serve(asked: _Asked) -> None:
-    """Recognise files for other programs, over the network; offline, Ctrl-C ends."""
+    """Recognise files and live streams for other programs, and in a page with a microphone; offline, Ctrl-C ends."""
     settings = asked.settings()
     _log(asked.quiet, asked.log_json)
     # A token that nobody chose is shown, after a mark that keeps it out of logs.

@@ -11,12 +11,11 @@ import ssl
 import traceback
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from aiohttp import BadContentDispositionHeader, BadContentDispositionParam, WSCloseCode, web
 
-from asr.serving import metrics, openai, upload
+from asr.serving import metrics, openai, page, stream, upload
 from asr.serving.errors import ApiError, dumps
 from asr.serving.service import AUDIO_S, REQUEST_ID, SERVICE, Service
 from asr.serving.settings import ServeError, Settings
@@ -24,9 +23,8 @@ from asr.serving.settings import ServeError, Settings
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_LINE = 8190  # bytes of a header, and of the request's line
 MAX_HEADERS = 64
+_LAST_WORDS_S = 3.0  # for streams, when the server ends
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_PAGE = Path(__file__).parent / "page"
-_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 _log = logging.getLogger("asr.serving")
 _silent = logging.Logger("no access log but our own", logging.CRITICAL)
 
@@ -37,21 +35,23 @@ def application(settings: Settings) -> web.Application:
     Its runner should be made with handler_cancellation=True, or files go on that nobody waits for.
     """
     app = web.Application(middlewares=[_surround], client_max_size=settings.max_upload)
-    app[SERVICE] = service = Service(settings)
+    app[SERVICE] = Service(settings)
     app.cleanup_ctx.append(_lifetime)
     app.on_response_prepare.append(_add_headers)
     app.on_shutdown.append(_close_sockets)
     routes = [
         *openai.routes(),
+        *stream.routes(),
         web.get("/healthz", _live),
         web.get("/readyz", _ready),
         web.get("/health", _ready),
     ]
+    if settings.page:
+        routes += page.routes()
     if settings.metrics:
         routes.append(web.get("/metrics", _metrics))
     for route in routes:
         app.router.add_route(route.method, route.path, route.handler, expect_handler=_expect)
-    assert service is app[SERVICE]
     return app
 
 
@@ -110,6 +110,11 @@ async def _settle(service: Service) -> None:
     while (service.requests or any(service.streams.values())) and loop.time() < until:
         await asyncio.sleep(0.05)
     await service.pool.close()
+    for end in list(service.sockets.values()):  # what was said is told before the socket closes
+        end()
+    until = loop.time() + _LAST_WORDS_S
+    while service.sockets and loop.time() < until:
+        await asyncio.sleep(0.05)
 
 
 class _Connection(web.RequestHandler):
@@ -151,7 +156,7 @@ async def _lifetime(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _close_sockets(app: web.Application) -> None:
-    for socket in [*app[SERVICE].sockets]:
+    for socket in list(app[SERVICE].sockets):
         await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the server is ending")
 
 

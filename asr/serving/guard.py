@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from asr.serving import page
 from asr.serving.errors import ApiError
 from asr.serving.settings import Settings, is_loopback
 
 # What tells nothing, and what a page needs before it can ask for a token.
-OPEN = frozenset(["/", "/page.js", "/page.css", "/worklet.js", "/healthz", "/readyz", "/health"])
+OPEN = frozenset([*page.FILES, "/healthz", "/readyz", "/health"])
 TOKEN_PROTOCOLS = ("asr.token.", "openai-insecure-api-key.")  # a browser's socket can send no header but its protocols
 _MAX_CLIENTS = 10_000  # whose requests are counted
 

@@ -183,10 +183,7 @@ def answer(transcript: Transcript, wanted: Asked) -> web.Response:
                 "segments": _segments(transcript),
             }
             if wanted.words:
-                body["words"] = [
-                    {"word": word.text, **_times(word), "confidence": round(float(word.confidence), 3)}
-                    for word in transcript.words
-                ]
+                body["words"] = _words(transcript.words)
             return web.json_response(body | {"usage": usage}, dumps=dumps)
     body = {"text": transcript.text, "usage": usage}
     if wanted.logprobs:
@@ -200,6 +197,10 @@ def logprobs(words: Sequence[Word]) -> list[dict[str, Any]]:
         {"token": f" {word.text}", "bytes": list(f" {word.text}".encode()), "logprob": round(_log(word), 4)}
         for word in words
     ]
+
+
+def _words(words: Sequence[Word]) -> list[dict[str, Any]]:
+    return [{"word": word.text, **_times(word), "confidence": round(float(word.confidence), 3)} for word in words]
 
 
 def _segments(transcript: Transcript) -> list[dict[str, Any]]:
@@ -253,12 +254,13 @@ async def _send_events(
     try:
         async for event in events:
             words = event.words
-            probable = {"logprobs": logprobs(words)} if wanted.logprobs else {}
+            more = {"logprobs": logprobs(words)} if wanted.logprobs else {}
+            more |= {"words": _words(words)} if wanted.words else {}  # which OpenAI's streams do not have
             if isinstance(event, Transcript):
-                await send({"type": "transcript.text.done", "text": event.text} | probable)
+                await send({"type": "transcript.text.done", "text": event.text} | more)
             elif words:
                 text = "".join(f" {word.text}" for word in words)
-                await send({"type": "transcript.text.delta", "delta": text} | probable)
+                await send({"type": "transcript.text.delta", "delta": text} | more)
     except ApiError as error:
         # The status is sent already; clients read it from here.
         await send(request.app[SERVICE].tell(error, request[REQUEST_ID]).body)

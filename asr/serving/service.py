@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,7 +32,8 @@ _log = logging.getLogger("asr.serving")
 
 
 class Service:
-    """models: name -> file, the default first; streams: protocol -> how many there are; sockets: the open ones."""
+    """models: name -> file, the default first; streams: protocol -> how many there are; sockets: the open ones, each
+    with what ends it in peace."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -49,7 +51,7 @@ class Service:
         self.recognizers: dict[str, Recognizer] = {}
         self.threads = ThreadPoolExecutor(cores(), "stream")
         self.streams: dict[str, int] = {}
-        self.sockets: set[web.WebSocketResponse] = set()
+        self.sockets: dict[web.WebSocketResponse, Callable[[], None]] = {}
         self.requests = 0  # that are being answered
         self.ending = False
         self.folder = Path()
