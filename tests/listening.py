@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -34,6 +34,7 @@ class Server:
         )
         self.service: Service
         self.port = 0
+        self.ports: Mapping[str, int]
         self._loop = asyncio.new_event_loop()
         self._stop: asyncio.Event
         self._answers = threading.Event()
@@ -55,8 +56,9 @@ class Server:
             made.append(one[app.SERVICE])
             return one
 
-        def ready(address: str) -> None:
-            self.service, self.port = made[0], int(address.rstrip("/").rpartition(":")[2])
+        def ready(address: str, ports: Mapping[str, int]) -> None:
+            self.service, self.port, self.ports = made[0], ports["http"], ports
+            assert address.endswith(f":{self.port}/")
             self._answers.set()
 
         try:

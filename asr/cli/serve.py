@@ -14,6 +14,8 @@ from asr import terminal
 from asr.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from asr.serving.settings import Settings
 
 
@@ -33,6 +35,16 @@ class _Asked:
     steering: options.Steering
     host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for other machines too.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(help="0: any that is free, as printed.", min=0, max=65535)] = 8000
+    vosk: Annotated[int | None, typer.Option(help="Another port, for clients of Vosk.", min=0, max=65535)] = None
+    vosk_rate: Annotated[
+        int, typer.Option(help="Hz of what clients of Vosk send, unless they say.", min=4000, max=192000)
+    ] = 8000
+    wyoming: Annotated[
+        str | None,
+        typer.Option(
+            help="A port for Home Assistant (Wyoming), for this machine; HOST:PORT for others, without a token."
+        ),
+    ] = None
     token_file: Annotated[
         Path | None, typer.Option(help="What clients must bring as their API key.", show_default="$ASR_TOKEN, or made")
     ] = None
@@ -84,6 +96,9 @@ class _Asked:
             steering=steering,
             host=self.host,
             port=self.port,
+            vosk=self.vosk,
+            vosk_rate=self.vosk_rate,
+            wyoming=None if self.wyoming is None else _address(self.wyoming),
             token=token,
             no_token=self.no_token,
             allow_hosts=tuple(self.allow_host or ()),
@@ -116,6 +131,14 @@ def serve(asked: _Asked) -> None:
     made = settings.token is not None and asked.token_file is None and settings.token != os.environ.get("ASR_TOKEN")
     with terminal.interruptible():
         _run(settings, shown=f"#token={settings.token}" * made)
+
+
+def _address(text: str) -> tuple[str, int]:
+    """Host and port of PORT or HOST:PORT."""
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise typer.BadParameter(f"expected PORT or HOST:PORT, got {text!r}", param_hint="--wyoming")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def _token(file: Path | None) -> str | None:
@@ -161,9 +184,10 @@ def _run(settings: Settings, shown: str) -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         count = f"{settings.workers} worker{'s' * (settings.workers != 1)}"
 
-        def ready(address: str) -> None:
+        def ready(address: str, ports: Mapping[str, int]) -> None:
             names = ", ".join(Path(model).stem for model in settings.models)
-            terminal.show(f"{address}{shown}  {names}, {count}\n")
+            others = "".join(f", {name} at port {port}" for name, port in ports.items() if name != "http")
+            terminal.show(f"{address}{shown}  {names}, {count}{others}\n")
 
         def end() -> None:
             loop.call_soon_threadsafe(stop.set)

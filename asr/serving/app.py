@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -10,15 +11,16 @@ import secrets
 import ssl
 import traceback
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from aiohttp import BadContentDispositionHeader, BadContentDispositionParam, WSCloseCode, web
 
-from asr.serving import metrics, openai, page, stream, upload
+from asr.serving import aliases, metrics, openai, page, stream, upload, vosk
 from asr.serving.errors import ApiError, dumps
 from asr.serving.service import AUDIO_S, REQUEST_ID, SERVICE, Service
 from asr.serving.settings import ServeError, Settings
+from asr.serving.wyoming import Wyoming
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_LINE = 8190  # bytes of a header, and of the request's line
@@ -42,12 +44,16 @@ def application(settings: Settings) -> web.Application:
     routes = [
         *openai.routes(),
         *stream.routes(),
+        *vosk.routes(),
+        *aliases.routes(),
         web.get("/healthz", _live),
         web.get("/readyz", _ready),
         web.get("/health", _ready),
     ]
     if settings.page:
         routes += page.routes()
+    else:
+        routes.append(web.get("/", vosk.talk))
     if settings.metrics:
         routes.append(web.get("/metrics", _metrics))
     for route in routes:
@@ -55,10 +61,10 @@ def application(settings: Settings) -> web.Application:
     return app
 
 
-async def run(settings: Settings, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
+async def run(settings: Settings, stop: asyncio.Event, ready: Callable[[str, Mapping[str, int]], None]) -> None:
     """Serve until `stop` is set; then what runs has `grace_s` to end.
 
-    ready:  called with the server's address once it answers.
+    ready:  called with the server's address, and the port of each protocol, once it answers.
     raises: ServeError, and the errors of a model that does not load.
     """
     for kind in (BadContentDispositionHeader, BadContentDispositionParam):  # which would show what clients send
@@ -66,41 +72,59 @@ async def run(settings: Settings, stop: asyncio.Event, ready: Callable[[str], No
     app = application(settings)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
     await runner.setup()  # the models too: the port opens when they are there
-    loop = asyncio.get_running_loop()
     service = app[SERVICE]
+    doors: list[asyncio.Server] = []
+    wyoming = Wyoming(service)
     try:
         tls = _tls(settings)
-        server = runner.server
-        assert server is not None
-        try:
-            listening = await loop.create_server(
-                lambda: _Connection(
-                    server,
-                    loop=loop,
-                    access_log=_silent,
-                    keepalive_timeout=settings.header_s,
-                    lingering_time=2,
-                    max_line_size=MAX_LINE,
-                    max_field_size=MAX_LINE,
-                    max_headers=MAX_HEADERS,
-                ),
-                settings.host,
-                settings.port,
-                ssl=tls,
-            )
-        except OSError as error:
-            raise ServeError(
-                f"{settings.host}:{settings.port}: cannot listen there: {error.strerror or error}; choose another --port"
-            ) from None
-        port = listening.sockets[0].getsockname()[1]
+        wanted = {"http": settings.port} | ({} if settings.vosk is None else {"vosk": settings.vosk})
+        for name, port in wanted.items():
+            doors.append(await _listen(runner, settings, port, tls))
+            service.ports[name] = doors[-1].sockets[0].getsockname()[1]
+        if settings.wyoming is not None:
+            with _taken(*settings.wyoming):
+                await wyoming.start(*settings.wyoming)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        ready(f"http{'s' * (tls is not None)}://{host}:{port}/")
+        ready(f"http{'s' * (tls is not None)}://{host}:{service.ports['http']}/", service.ports)
         await stop.wait()
         service.end()
-        listening.close()
+        for door in doors:
+            door.close()
         await _settle(service)
     finally:
+        await wyoming.stop()
         await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, settings: Settings, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
+    """raises: ServeError if the port is taken."""
+    loop, server = asyncio.get_running_loop(), runner.server
+    assert server is not None
+
+    def connection() -> _Connection:
+        return _Connection(
+            server,
+            loop=loop,
+            access_log=_silent,
+            keepalive_timeout=settings.header_s,
+            lingering_time=2,
+            max_line_size=MAX_LINE,
+            max_field_size=MAX_LINE,
+            max_headers=MAX_HEADERS,
+        )
+
+    with _taken(settings.host, port):
+        return await loop.create_server(connection, settings.host, port, ssl=tls)
+
+
+@contextlib.contextmanager
+def _taken(host: str, port: int) -> Iterator[None]:
+    """raises: ServeError for what the system says of a port."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise ServeError(f"{host}:{port}: cannot listen there: {reason}; choose another port") from None
 
 
 async def _settle(service: Service) -> None:
@@ -110,11 +134,11 @@ async def _settle(service: Service) -> None:
     while (service.requests or any(service.streams.values())) and loop.time() < until:
         await asyncio.sleep(0.05)
     await service.pool.close()
-    for end in list(service.sockets.values()):  # what was said is told before the socket closes
-        end()
-    until = loop.time() + _LAST_WORDS_S
-    while service.sockets and loop.time() < until:
-        await asyncio.sleep(0.05)
+    with contextlib.suppress(TimeoutError):  # what was said is told before the socket closes
+        async with asyncio.timeout(_LAST_WORDS_S):
+            await asyncio.gather(*(end() for end in service.sockets.values()), return_exceptions=True)
+            while service.sockets:
+                await asyncio.sleep(0.05)
 
 
 class _Connection(web.RequestHandler):

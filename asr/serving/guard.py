@@ -15,12 +15,13 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from asr.serving import page
 from asr.serving.errors import ApiError
 from asr.serving.settings import Settings, is_loopback
 
 # What tells nothing, and what a page needs before it can ask for a token.
-OPEN = frozenset([*page.FILES, "/healthz", "/readyz", "/health"])
+OPEN = frozenset(
+    ["/", "/page.js", "/formats.js", "/page.css", "/worklet.js", "/healthz", "/readyz", "/health"],
+)
 TOKEN_PROTOCOLS = ("asr.token.", "openai-insecure-api-key.")  # a browser's socket can send no header but its protocols
 _MAX_CLIENTS = 10_000  # whose requests are counted
 
@@ -48,7 +49,8 @@ class Guard:
             )
         if request.method == "OPTIONS":  # a browser asks first, without the token
             return
-        if self._settings.token is not None and not known and request.path not in OPEN:
+        is_open = request.path in OPEN and "Upgrade" not in request.headers
+        if self._settings.token is not None and not known and not is_open:
             raise ApiError(
                 401,
                 "invalid_api_key",

@@ -26,11 +26,17 @@ Result = TypeVar("Result")
 
 
 class Live:
-    """One stream's session. raises: ApiError where it becomes too long; AudioError for samples that are none."""
+    """One stream's recogniser. raises: ApiError where it becomes too long; AudioError for samples that are none."""
 
-    def __init__(self, service: Service, session: Session, rate: int) -> None:
-        self._service, self._session, self._rate = service, session, rate
+    def __init__(self, service: Service, make: Callable[[], Session], rate: int) -> None:
+        self._service, self._make = service, make
         self._piece = max(1, round(_PIECE_S * rate))
+        self._rate = rate
+        self._heard = 0  # samples, whatever was begun anew
+
+    async def begin(self) -> None:
+        """Listen to something new, of which the times start at 0. raises: AsrError for options that are none."""
+        self._session = await asyncio.get_running_loop().run_in_executor(self._service.threads, self._make)
 
     @property
     def time_s(self) -> float:
@@ -42,7 +48,8 @@ class Live:
         events: Heard = []
         for at in range(0, len(samples), self._piece) or [0]:
             piece = samples[at : at + self._piece]
-            if self.time_s > self._service.settings.max_stream_s:
+            self._heard += len(piece) + (lost if at == 0 else 0)
+            if self._heard > self._service.settings.max_stream_s * self._rate:
                 hours = self._service.settings.max_stream_s / 3600
                 raise ApiError(413, "audio_too_long", f"expected at most {hours:g} hours in a stream; see --max-stream")
             events += await self._run(partial(self._session.hear, piece, lost if at == 0 else 0))
@@ -62,27 +69,30 @@ class Live:
 
 
 @asynccontextmanager
-async def live(
-    service: Service, protocol: str, recognizer: Callable[[], Recognizer], rate: int, **options: Any
-) -> AsyncIterator[Live]:
-    """A stream, counted in while it lasts.
-
-    recognizer: called in a thread, as it may have to be made.
-    options:    of `Recognizer.stream`.
-    raises:     ApiError if there are too many; AsrError for options that are none.
-    """
+async def slot(service: Service, protocol: str) -> AsyncIterator[None]:
+    """A stream is counted in while it lasts. raises: ApiError if there are too many."""
     service.begin_stream(protocol)
     how = "failed"
     try:
-        loop = asyncio.get_running_loop()
-        session = await loop.run_in_executor(service.threads, lambda: Session(recognizer(), rate, **options))
-        yield Live(service, session, rate)
+        yield
         how = "done"
     except (asyncio.CancelledError, ConnectionError):
         how = "gone"
         raise
     finally:
         service.end_stream(protocol, how)
+
+
+async def listen(service: Service, recognizer: Callable[[], Recognizer], rate: int, **options: Any) -> Live:
+    """A recogniser that listens.
+
+    recognizer: called in a thread, as it may have to be made.
+    options:    of `Recognizer.stream`.
+    raises:     AsrError for options that are none.
+    """
+    one = Live(service, lambda: Session(recognizer(), rate, **options), rate)
+    await one.begin()
+    return one
 
 
 class Sound:

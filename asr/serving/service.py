@@ -8,9 +8,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -51,7 +52,8 @@ class Service:
         self.recognizers: dict[str, Recognizer] = {}
         self.threads = ThreadPoolExecutor(cores(), "stream")
         self.streams: dict[str, int] = {}
-        self.sockets: dict[web.WebSocketResponse, Callable[[], None]] = {}
+        self.sockets: dict[web.WebSocketResponse, Callable[[], Coroutine[Any, Any, object]]] = {}
+        self.ports: dict[str, int] = {}  # that are listened at, by protocol
         self.requests = 0  # that are being answered
         self.ending = False
         self.folder = Path()
@@ -107,6 +109,11 @@ class Service:
             return error
         _log.error("%s: %s", request_id, error)
         return ApiError(500, "internal_error", f"an error of the server, of which its log has more: {request_id}")
+
+    @property
+    def language(self) -> str:
+        """The ISO 639-1 code of what is spoken, as far as it is known."""
+        return "en" if self.settings.language == "any" else self.settings.language
 
     def begin_stream(self, protocol: str) -> None:
         """Count a stream in; its end is `end_stream`. raises: ApiError if there are too many, or the server is ending."""

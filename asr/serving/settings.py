@@ -46,6 +46,8 @@ class Settings:
     aliases:       further names of the default model.
     language:      ISO 639-1, of what is spoken; "any": whatever a client says it is.
     temp:          a folder for uploads while they are heard.
+    vosk:          another port, for clients of Vosk who know no path; vosk_rate: Hz, where they do not say.
+    wyoming:       address and port for clients of Wyoming, which has no tokens.
     page, metrics: whether there is a page at /, and /metrics.
 
     The rest are deadlines in seconds: header_s for a request's headers, and for a connection that asks nothing; body_s
@@ -76,6 +78,9 @@ class Settings:
     aliases: tuple[str, ...] = ()
     language: str = "en"
     temp: Path | None = None
+    vosk: int | None = None
+    vosk_rate: int = 8000
+    wyoming: tuple[str, int] | None = None
     page: bool = True
     metrics: bool = True
     header_s: float = 15.0

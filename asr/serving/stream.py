@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from asr.errors import AsrError
 from asr.serving.errors import ApiError, dumps, invalid
-from asr.serving.pump import Live, Sound, live
+from asr.serving.pump import Live, Sound, listen, slot
 from asr.serving.service import SERVICE, Service
 from asr.session import Trouble
 from asr.stream import Event, Final, Partial
@@ -31,7 +33,7 @@ CLOSE_CODES = {
     "overloaded": 1013,
     "internal_error": 1011,
 }
-_POLICY = 1008
+POLICY = 1008
 
 
 def routes() -> list[web.RouteDef]:
@@ -47,13 +49,15 @@ async def stream(request: web.Request) -> web.StreamResponse:
     options = {name: number(query, name, 0, 0, 30) for name in ("chunk_s", "right_context_s") if name in query}
     name = service.model(query.get("model"))
     recognizer = service.recognizers[name]
-    try:
-        async with live(service, "native", lambda: recognizer, rate, **options) as one:
-            socket = await opened(request, MAX_MESSAGE, PROTOCOL)
-            await _Conversation(service, socket, one, rate, _FORMATS[kind], name).run()
-            return socket
-    except AsrError as error:  # a chunk that is none, before the socket is open
-        raise invalid(str(error), "chunk_s") from None
+    async with slot(service, "native"):
+        try:
+            one = await listen(service, lambda: recognizer, rate, **options)
+        except AsrError as error:
+            raise invalid(str(error), "chunk_s") from None
+        sound = Sound(rate)
+        async with opened(request, MAX_MESSAGE, PROTOCOL, end=sound.end) as socket:
+            await _Conversation(service, socket, one, sound, rate, _FORMATS[kind], name).run()
+    return socket
 
 
 def number(query: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:
@@ -67,32 +71,45 @@ def number(query: Mapping[str, str], name: str, default: float, low: float, high
     return value
 
 
-async def opened(request: web.Request, max_message: int, *protocols: str) -> web.WebSocketResponse:
-    """The socket that a request asks for. raises: ApiError if it asks for none."""
+@asynccontextmanager
+async def opened(
+    request: web.Request, max_message: int, *protocols: str, end: Callable[[], Coroutine[Any, Any, None]] | None = None
+) -> AsyncIterator[web.WebSocketResponse]:
+    """The socket that a request asks for.
+
+    end:    what makes the conversation end, where it is to be more than to close the socket.
+    raises: ApiError if it asks for none.
+    """
+    service = request.app[SERVICE]
     socket = web.WebSocketResponse(
-        protocols=protocols,
-        max_msg_size=max_message,
-        compress=False,
-        heartbeat=request.app[SERVICE].settings.ping_s,
-        timeout=2.0,
+        protocols=protocols, max_msg_size=max_message, compress=False, heartbeat=service.settings.ping_s, timeout=2.0
     )
     if not socket.can_prepare(request):
         raise invalid("expected a WebSocket, got a plain request", "upgrade")
     await socket.prepare(request)
-    return socket
+    service.sockets[socket] = end or partial(socket.close, code=WSCloseCode.GOING_AWAY)
+    try:
+        yield socket
+    finally:
+        del service.sockets[socket]
 
 
 class _Conversation:
     def __init__(
-        self, service: Service, socket: web.WebSocketResponse, one: Live, rate: int, kind: np.dtype[Any], model: str
+        self,
+        service: Service,
+        socket: web.WebSocketResponse,
+        one: Live,
+        sound: Sound,
+        rate: int,
+        kind: np.dtype[Any],
+        model: str,
     ) -> None:
-        self._service, self._socket, self._live, self._rate = service, socket, one, rate
-        self._kind, self._model = kind, model
-        self._sound = Sound(rate)
+        self._service, self._socket, self._live, self._sound = service, socket, one, sound
+        self._rate, self._kind, self._model = rate, kind, model
         self._told = 0.0  # when the lag was told last
 
     async def run(self) -> None:
-        self._service.sockets[self._socket] = self._end
         reading = asyncio.create_task(self._read())
         try:
             await self._send(
@@ -111,13 +128,9 @@ class _Conversation:
         except ApiError as error:
             await self._fail(error)
         except TimeoutError:
-            await self._socket.close(code=_POLICY, message=b"the client takes nothing")
+            await self._socket.close(code=POLICY, message=b"the client takes nothing")
         finally:
             reading.cancel()
-            del self._service.sockets[self._socket]
-
-    def _end(self) -> None:
-        self._ending = asyncio.create_task(self._sound.end())
 
     async def _read(self) -> None:
         settings = self._service.settings
@@ -191,4 +204,4 @@ class _Conversation:
     async def _fail(self, error: ApiError) -> None:
         told = self._service.tell(error, "stream")
         await self._send(type="error", code=told.code, message=str(told))
-        await self._socket.close(code=CLOSE_CODES.get(told.code, _POLICY))
+        await self._socket.close(code=CLOSE_CODES.get(told.code, POLICY))

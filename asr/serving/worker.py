@@ -108,7 +108,7 @@ def _recognise(
     try:
         words: list[Word] = []
         ended_s = 0.0
-        steered = recognizer.derived(hotwords=_spellable(task.hotwords, recognizer)) if task.hotwords else recognizer
+        steered = recognizer.derived(hotwords=spellable(task.hotwords, recognizer)) if task.hotwords else recognizer
         for heard in steered.utterances(_sound(task, connection)):
             words += heard.words
             ended_s = heard.end_s
@@ -155,8 +155,8 @@ def _raw(path: Path, rate: int) -> Iterator[np.ndarray]:
         yield from audio.pipe_blocks(file, rate=rate)
 
 
-def _spellable(words: Iterable[str], recognizer: Recognizer) -> list[str]:
-    """What the model can spell: a client does not know its alphabet."""
+def spellable(words: Iterable[str], recognizer: Recognizer) -> list[str]:
+    """Those words and phrases that the model can spell, as it would: a client does not know its alphabet."""
     found: list[str] = []
     for word in words:
         word = word.replace("^", " ").lstrip("# ")

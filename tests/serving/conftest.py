@@ -10,5 +10,5 @@ import pytest
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[listening.Server]:
-    with listening.running(workers=2) as one:
+    with listening.running(workers=2, vosk=0, wyoming=("127.0.0.1", 0)) as one:
         yield one

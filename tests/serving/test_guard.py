@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from listening import DIGITS, TEXT, Server
 
 from asr.errors import AsrError
+from asr.serving import page
 from asr.serving.errors import ApiError
 from asr.serving.guard import Guard
 from asr.serving.settings import Settings
@@ -110,8 +111,10 @@ def test_the_token(headers: dict[str, str]) -> None:
 def test_no_token(headers: dict[str, str]) -> None:
     assert check(headers, token=TOKEN) == "invalid_api_key"
     assert check(headers, path=f"/v1/models?token={TOKEN}&api_key={TOKEN}", token=TOKEN) == "invalid_api_key"
-    for path in ("/", "/page.js", "/healthz", "/readyz"):
+    for path in (*page.FILES, "/healthz", "/readyz"):
         assert check(headers, path=path, token=TOKEN) == "ok"
+    # But of its sockets, the page's path asks for one as well.
+    assert check(headers | {"Upgrade": "websocket"}, path="/", token=TOKEN) == "invalid_api_key"
 
 
 def test_packed_bodies() -> None:

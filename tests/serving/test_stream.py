@@ -256,4 +256,4 @@ def test_without_a_page() -> None:
     routes = app.application(settings.Settings(models=("digits",), page=False, metrics=False)).router.resources()
     paths = {route.canonical for route in routes}
     assert "/v1/models" in paths
-    assert not paths & {"/", "/page.js", "/metrics"}
+    assert not paths & {"/page.js", "/metrics"}

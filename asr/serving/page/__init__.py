@@ -7,6 +7,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from asr.serving import vosk
+
 FILES = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
@@ -22,6 +24,8 @@ def routes() -> list[web.RouteDef]:
 
 
 async def show(request: web.Request) -> web.StreamResponse:
+    if request.path == "/" and "Upgrade" in request.headers:  # as clients of Vosk do, who know no path
+        return await vosk.talk(request)
     name, kind = FILES[request.path]
     text = (Path(__file__).parent / name).read_text(encoding="utf-8")
     # Older Safaris do not count sockets among what is 'self'.
