@@ -1,20 +1,10 @@
 """The one exception tree.
 
-    AsrError                anything about the input; a bug is any other exception
-    ├── AudioError          a recording, a pipe, a microphone, a waveform
-    ├── TextError           a text, a normaliser, texts that cannot be scored
-    ├── TokenError          a vocabulary, or a text that it cannot spell
-    ├── ManifestError       a manifest
-    ├── ModelError          a model's file or its name
-    ├── LmError             a language model or what it is made of
-    ├── DecodingError       log-probabilities, and what steers the search: weights, grammars, confidences
-    │   └── HotWordError    hot words
-    ├── StreamError         settings of a stream, or calls out of order
-    ├── OutputError         a file that exists already or cannot be written
-    ├── CorpusError         somebody else's corpus: its files, archives, download, labels
-    ├── ConfigError         settings of a training
-    ├── CheckpointError     what a training has written
-    └── TrainingError       a training, and its export and report
+    AsrError
+    ├── AudioError, TextError, TokenError, ManifestError: what goes in
+    ├── ModelError, LmError, StreamError, DecodingError (and below it HotWordError): recognition
+    ├── CorpusError, ConfigError, CheckpointError, TrainingError: training
+    └── OutputError: what comes out
 
 Each message says what was expected, what was got, and what to do. The command line prints it as one line; a program
 that embeds the package catches `AsrError`, or the narrower error that the docstring names.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
 from asr import __version__, audio, files
@@ -26,6 +24,7 @@ from asr.errors import ModelError, TrainingError
 from asr.models import ENCODER, PARTS, SUBWORDS, onnxfile
 from asr.tokens import Tokens
 from asr.training import checkpoint, config, encoder, exported, launch
+from asr.training.graph import halve, quantise, share_weights
 from asr.training.model import AcousticModel
 
 _WINDOW_S, _LEFT_CONTEXT_S = 15.0, 3.0  # of a pre-trained encoder, see `asr.models.network.Network`
@@ -83,12 +82,12 @@ def export(
         )
         graph = onnx.load(Path(folder) / "model.onnx")
         if model.network.encoder:
-            _halve(graph, model.network.encoder.positions.numpy())
+            halve(graph, model.network.encoder.positions.numpy())
         named = exported.name_weights(graph, model)
-        _share_weights(graph, named)
+        share_weights(graph, named)
         _check_parity(model, graph.SerializeToString())
         if int8:
-            graph = _quantised(graph, Path(folder), named)
+            graph = quantise(graph, Path(folder), named)
             _check_sound(model, graph.SerializeToString())
     card = _card(model, settings, tokens, name or settings.name)
     training = state.get("training", {}) | ({"temperature": temperature} if temperature != 1 else {})
@@ -128,60 +127,6 @@ class _Graph(nn.Module):
         return self.model.stream(waveform, keep, state, skip)
 
 
-def _share_weights(graph: onnx.ModelProto, named: set[str]) -> None:
-    """Equal weights of several operators become one: a forward direction stands twice, for the part and for its context.
-
-    named: what keeps its name, of `exported.name_weights`.
-    """
-    tensors = sorted(graph.graph.initializer, key=lambda tensor: tensor.name not in named)  # whose names come first
-    first: dict[tuple[object, ...], str] = {}
-    renamed: dict[str, str] = {}
-    for tensor in tensors:
-        content = tensor.raw_data or tensor.SerializeToString()
-        one = first.setdefault((tensor.data_type, *tensor.dims, content), tensor.name)
-        renamed[tensor.name] = tensor.name if tensor.name in named else one
-    nodes = list(graph.graph.node)
-    for node in nodes:
-        for index, name in enumerate(node.input):
-            node.input[index] = renamed.get(name, name)
-        if node.op_type == "Identity" and node.input[0] in renamed:  # how torch's exporter shares some itself
-            renamed[node.output[0]] = node.input[0]
-    _replace(graph.graph.node, [node for node in nodes if node.output[0] not in renamed])
-    _replace(
-        graph.graph.initializer, [tensor for tensor in graph.graph.initializer if renamed[tensor.name] == tensor.name]
-    )
-
-
-def _halve(graph: onnx.ModelProto, array: np.ndarray) -> None:
-    """Store a constant, whose numbers float16 holds exactly, in that."""
-    for node in graph.graph.node:
-        if node.op_type != "Constant" or list(node.attribute[0].t.dims) != list(array.shape):
-            continue
-        if np.array_equal(onnx.numpy_helper.to_array(node.attribute[0].t), array):
-            half = onnx.numpy_helper.from_array(array.astype(np.float16), f"{node.output[0]}_float16")
-            graph.graph.initializer.append(half)
-            node.CopyFrom(onnx.helper.make_node("Cast", [half.name], node.output, node.name, to=onnx.TensorProto.FLOAT))
-
-
-def _replace(repeated: Any, items: list[Any]) -> None:
-    del repeated[:]
-    repeated.extend(items)
-
-
-def _split_weights(graph: onnx.ModelProto, operator: str) -> None:
-    """Each operator its own weights: quantize_dynamic quantises shared ones for the first operator only."""
-    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
-    used: set[str] = set()
-    for number, node in enumerate(graph.graph.node):
-        for index, name in enumerate(node.input):
-            if node.op_type == operator and name in used and name in tensors:
-                copy = onnx.TensorProto()
-                copy.CopyFrom(tensors[name])
-                copy.name = node.input[index] = f"{name}_{number}"
-                graph.graph.initializer.append(copy)
-            used.add(name)
-
-
 def annotate(path: Path, figures: Mapping[str, Any]) -> None:
     """Add figures, such as error rates, to the card of an exported model."""
     graph = onnx.load(path)
@@ -201,27 +146,6 @@ def _write(graph: onnx.ModelProto, card: Mapping[str, Any], out: Path) -> None:
         raise TrainingError(
             f"{out}: the recogniser would refuse this model, since it holds {error}; nothing was written"
         ) from None
-
-
-def _quantised(graph: onnx.ModelProto, folder: Path, named: set[str]) -> onnx.ModelProto:
-    """The graph with the weights of its LSTM and linear layers in int8, activations quantised as they come."""
-    features = [node.name for node in graph.graph.node if node.name.startswith("/features")]
-    _split_weights(graph, "LSTM")
-    onnx.save(graph, folder / "float.onnx")
-    logging.disable(logging.WARNING)  # it recommends a preparation that changes nothing here
-    try:
-        quantize_dynamic(
-            folder / "float.onnx",
-            folder / "int8.onnx",
-            op_types_to_quantize=["LSTM", "MatMul", "Gemm"],
-            nodes_to_exclude=features,
-            weight_type=QuantType.QInt8,
-        )
-    finally:
-        logging.disable(logging.NOTSET)
-    graph = onnx.load(folder / "int8.onnx")
-    _share_weights(graph, {f"{name}{what}" for name in named for what in ("", "_quantized", "_scale", "_zero_point")})
-    return graph
 
 
 def _portable(settings: config.Config) -> dict[str, object]:
