@@ -109,7 +109,7 @@ def _plural(word: str) -> str:
     return _PLURALS.get(word) or (re.sub("y$", "ie", word) + ("es" if word.endswith("x") else "s"))
 
 
-def _counted(written: str, noun: str) -> str:
+def _count(written: str, noun: str) -> str:
     return f"{_number(written)} {noun if written == '1' else _plural(noun)}"
 
 
@@ -119,11 +119,11 @@ def _money(match: re.Match[str]) -> str:
     if large:
         return f" {_number(amount)} {_LARGE.get(large.lower(), large)} {_plural(coin)} "
     if len(cents) != 2 or not small:
-        return f" {_counted(amount, coin)} "
+        return f" {_count(amount, coin)} "
     parts = [
-        _counted(str(int(part)), name) for part, name in ((whole.replace(",", ""), coin), (cents, small)) if int(part)
+        _count(str(int(part)), name) for part, name in ((whole.replace(",", ""), coin), (cents, small)) if int(part)
     ]
-    return f" {' and '.join(parts) or _counted('0', coin)} "
+    return f" {' and '.join(parts) or _count('0', coin)} "
 
 
 def _time(match: re.Match[str]) -> str:
@@ -171,7 +171,7 @@ _RULES: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = [
         (rf"\b({_MONTHS}) ([1-9]|[123]\d)(?![\d:.,]?\d|%|st|nd|rd|th)", lambda m: f"{m[1]} {ordinal(int(m[2]))} "),
         (r"(?i)(?<![\d.,])(\d{1,3}(?:,\d{3}){1,3}|\d{1,15})(?:st|nd|rd|th)\b", _place),
         (r"(?<![\d.,])((?:\d\d)?[2-9]0|\d\d00)'?s\b", _decade),
-        (r"(?i)" + _N + rf" ?({'|'.join(_UNITS)})\b", lambda m: f" {_counted(m[1], _UNITS[m[2].lower()])} "),
+        (r"(?i)" + _N + rf" ?({'|'.join(_UNITS)})\b", lambda m: f" {_count(m[1], _UNITS[m[2].lower()])} "),
         (r"° ?([CF])\b", lambda m: " degrees celsius" if m[1] == "C" else " degrees fahrenheit"),
         (r"(?<![\d-])(\d+) ?[-\u2013] ?(\d+)(?![\d-])", lambda m: f"{m[1]} to {m[2]}"),
         (r"(?<![\w.)%-])[-\u2212](?=\.?\d)", lambda _: "minus "),

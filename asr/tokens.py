@@ -119,7 +119,7 @@ class Tokens:
         """Token ids (U,) of a text. raises: TokenError naming the first character outside the alphabet."""
         try:
             if self.subwords and text:
-                return [token_id for word in _WORDS.findall(" " + text) for token_id in self._spelt(word)]
+                return [token_id for word in _WORDS.findall(" " + text) for token_id in self._split(word)]
             return [self._ids[character] for character in text]
         except KeyError as error:
             character = error.args[0]
@@ -128,7 +128,7 @@ class Tokens:
                 f"{self.alphabet!r}: normalise the text, or add it to the alphabet"
             ) from None
 
-    def _spelt(self, word: str) -> list[int]:
+    def _split(self, word: str) -> list[int]:
         """The pieces of a word, by byte-pair encoding: of all neighbours that are a piece together, the earliest merge."""
         if word not in self._words:
             pieces = list(word)

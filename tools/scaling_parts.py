@@ -139,7 +139,7 @@ def objects(count: int, folder: Path) -> dict[str, float]:
         corpus = data.Corpus([path], tokens, settings, training=True, **GEOMETRY)
     cache = path.with_suffix(".audio")
     cache.mkdir(exist_ok=True)
-    for group in shards._grouped([example.utterance for example in corpus.examples]):
+    for group in shards._group([example.utterance for example in corpus.examples]):
         shard = cache / f"{shards._key(group)}.json"  # an index, and a file of that length without content
         lengths = [round(utterance.duration_s * audio.SAMPLE_RATE) for utterance in group]
         shard.write_text(json.dumps({"lengths": lengths, "errors": {}}))

@@ -55,7 +55,7 @@ _PREROLL_S = 0.5  # decoded and thrown away after a jump: Opus needs 0.08 s to s
 
 
 @contextmanager
-def opened(raw: BinaryIO, name: Path, track: int | None, reason: str | None) -> Iterator[Track]:
+def open_track(raw: BinaryIO, name: Path, track: int | None, reason: str | None) -> Iterator[Track]:
     """An audio track of a file: number `track` from 1, or else the default one, or the first.
 
     name:   what the file is called, for advice.
@@ -80,7 +80,7 @@ def opened(raw: BinaryIO, name: Path, track: int | None, reason: str | None) -> 
         container = av.open(raw, "r", metadata_errors="replace", container_options={"format_whitelist": _DEMUXERS})
     except (av.FFmpegError, OSError) as error:
         if reason is None:
-            raise _damaged(error, shown, plain) from None
+            raise _damage(error, shown, plain) from None
         raise AudioError(
             f"expected audio that can be decoded, got: {reason}; check that it is a recording, and copy or download it again"
         ) from None
@@ -89,22 +89,22 @@ def opened(raw: BinaryIO, name: Path, track: int | None, reason: str | None) -> 
         if not tracks:
             raise AudioError("expected audio, but the file has no audio track")
         if track is not None and not 1 <= track <= len(tracks):
-            raise AudioError(f"expected track {track}, got a file with {len(tracks)}: {_described(tracks)}")
+            raise AudioError(f"expected track {track}, got a file with {len(tracks)}: {_describe(tracks)}")
         defaults = [stream for stream in tracks if av.stream.Disposition.default in stream.disposition]
         chosen = tracks[track - 1] if track else (defaults or tracks)[0]
         try:
             opened = Track(container, chosen)
             if len(tracks) > 1 and track is None:
                 opened.notes.append(
-                    f"it has {len(tracks)} audio tracks: {_described(tracks)}; track {tracks.index(chosen) + 1} was taken, "
+                    f"it has {len(tracks)} audio tracks: {_describe(tracks)}; track {tracks.index(chosen) + 1} was taken, "
                     "--track takes another"
                 )
             yield opened
         except (av.FFmpegError, OSError) as error:
-            raise _damaged(error, shown, plain) from None
+            raise _damage(error, shown, plain) from None
 
 
-def _damaged(error: Exception, shown: str, plain: str) -> AudioError:
+def _damage(error: Exception, shown: str, plain: str) -> AudioError:
     reason = str(getattr(error, "strerror", None) or error).rstrip(".")
     return AudioError(
         f"damaged, or no audio that can be decoded: {reason}; copy or download the file again, "
@@ -112,7 +112,7 @@ def _damaged(error: Exception, shown: str, plain: str) -> AudioError:
     )
 
 
-def _described(tracks: Sequence[AudioStream]) -> str:
+def _describe(tracks: Sequence[AudioStream]) -> str:
     """1 English, 2 deu commentary."""
     shown = []
     for number, stream in enumerate(tracks, start=1):
@@ -131,7 +131,7 @@ class Track:
         self._container, self._stream = container, stream
         self._origin_s = (container.start_time or 0) / 1_000_000
         self._kind = container.format.name.split(",")[0]
-        self._frames = self._decoded()
+        self._frames = self._decode()
         first = next(self._frames, None)
         if first is None:
             raise AudioError("expected audio, but the audio track holds no samples")
@@ -171,7 +171,7 @@ class Track:
             assert self._stream.time_base is not None
             target = (offset_s - _PREROLL_S + self._origin_s) / float(self._stream.time_base)
             self._container.seek(round(target), stream=self._stream)
-            frames = self._decoded()
+            frames = self._decode()
             at = start  # what comes before is not asked for, what comes later is silence before it
         jumped = at > 0
         for frame in frames:
@@ -199,7 +199,7 @@ class Track:
                 "copy or download the file again"
             )
 
-    def _decoded(self) -> Iterator[AudioFrame]:
+    def _decode(self) -> Iterator[AudioFrame]:
         """The frames from where the container stands. A damaged packet is left out; many are an error."""
         from av.error import InvalidDataError
 

@@ -83,7 +83,7 @@ def info(source: Source, *, track: int | None = None) -> AudioInfo:
     """
     if isinstance(source, (str, os.PathLike)) and _is_stream(Path(source)):  # to open it would take from what it brings
         raise AudioError(f"{source}: expected a file, got a pipe, whose length is not known before it has been read")
-    with _opened(source, track) as recording:
+    with _open(source, track) as recording:
         return AudioInfo(
             recording.duration_s(), recording.sample_rate, recording.channels, recording.format, tuple(recording.notes)
         )
@@ -107,7 +107,7 @@ def read(
     raises:  AudioError if the file is missing, unreadable, empty, not audio, cut short, or holds NaN or infinite
              samples, or has no such part, track or channel.
     """
-    return np.concatenate(list(_pieces(_opened(source, track), offset_s, duration_s, sample_rate, channel)))
+    return np.concatenate(list(_pieces(_open(source, track), offset_s, duration_s, sample_rate, channel)))
 
 
 def blocks(
@@ -124,7 +124,7 @@ def blocks(
 
     yields: (n,) float32, n = round(block_s * sample_rate), the last may be shorter; joined they equal `read`'s result.
     """
-    pieces = _pieces(_opened(source, track), offset_s, duration_s, sample_rate, channel)
+    pieces = _pieces(_open(source, track), offset_s, duration_s, sample_rate, channel)
     yield from cut(pieces, max(1, round(block_s * sample_rate)))
 
 
@@ -151,7 +151,7 @@ def pipe_blocks(
     raises: AudioError if the stream is empty, no audio, holds NaN or infinite samples, or, after all that came, if it
             ended before the length in its header.
     """
-    pieces = _pieces(_named("the pipe", _of_pipe(file, rate, track)), offset_s, duration_s, SAMPLE_RATE, channel)
+    pieces = _pieces(_name_errors("the pipe", _of_pipe(file, rate, track)), offset_s, duration_s, SAMPLE_RATE, channel)
     yield from cut(pieces, max(1, round(block_s * SAMPLE_RATE)))
 
 
@@ -201,7 +201,7 @@ def _pieces(
 
 
 @contextmanager
-def _named(name: str, opening: AbstractContextManager[Opened]) -> Iterator[Opened]:
+def _name_errors(name: str, opening: AbstractContextManager[Opened]) -> Iterator[Opened]:
     """The recording under its name, which every error begins with."""
     try:
         with opening as recording:
@@ -212,7 +212,7 @@ def _named(name: str, opening: AbstractContextManager[Opened]) -> Iterator[Opene
 
 
 @contextmanager
-def _opened(source: Source, track: int | None = None) -> Iterator[Opened]:
+def _open(source: Source, track: int | None = None) -> Iterator[Opened]:
     """Any recording. raises: AudioError, also out of the with block."""
     name = "the recording"
     if isinstance(source, (str, os.PathLike)):
@@ -228,7 +228,7 @@ def _opened(source: Source, track: int | None = None) -> Iterator[Opened]:
         raise AudioError(
             f"expected a recording as a path, bytes or an open file, or its samples, got {type(source).__name__}"
         )
-    with _named(name, opening) as recording:
+    with _name_errors(name, opening) as recording:
         yield recording
 
 
@@ -312,7 +312,7 @@ def _of_file(raw: BinaryIO, name: Path, track: int | None, version: tuple[int, i
                 raise AudioError(f"expected track {track}, got a file of one")
             yield decoded
             return
-        with containers.opened(raw, name, track, reason) as recording:
+        with containers.open_track(raw, name, track, reason) as recording:
             yield recording
     except OSError as error:
         raise AudioError(f"cannot be read: {error.strerror or error}; copy the file again") from None

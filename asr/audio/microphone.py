@@ -88,7 +88,7 @@ class Source(ABC):
         expected = idle = 0
         mixer = Mixer(self.sample_rate)  # its frames are our blocks, so that it keeps nothing back
         while True:
-            ended = self._ended(idle * _POLL_S)  # asked first: what comes before the end is to be taken
+            ended = self._has_ended(idle * _POLL_S)  # asked first: what comes before the end is to be taken
             if self._queue:
                 start, samples, overflowed = self._queue.popleft()
                 if start != expected:  # a minute behind: better to go on with what is said now than with scraps
@@ -112,7 +112,7 @@ class Source(ABC):
         self._came += len(samples)
 
     @abstractmethod
-    def _ended(self, idle_s: float) -> bool:
+    def _has_ended(self, idle_s: float) -> bool:
         """Whether nothing more will be put; _fault says why, where it should have been. idle_s: how long nothing was."""
 
 
@@ -134,7 +134,7 @@ class Microphone(Source):
 
     def __enter__(self) -> Microphone:
         try:
-            self._stream = self._opened()
+            self._stream = self._open()
             self._stream.start()
         except self._sounddevice.PortAudioError as error:
             if _code(error) == _BUSY:
@@ -143,7 +143,7 @@ class Microphone(Source):
                 rates = ", ".join(map(str, self._rates()))
                 reason = f"expected a device that records at one of {rates} Hz, got one that refuses all; {_OTHERS}"
             else:
-                reason = f"cannot be opened: {_told(error)}; {_ALLOW}; {_OTHERS}"
+                reason = f"cannot be opened: {_reason(error)}; {_ALLOW}; {_OTHERS}"
             raise AudioError(f"{self.name}: {reason}") from None
         return self
 
@@ -153,7 +153,7 @@ class Microphone(Source):
     def _rates(self) -> list[int]:
         return list(dict.fromkeys((self.sample_rate, *_RATES)))
 
-    def _opened(self) -> Any:
+    def _open(self) -> Any:
         """Its stream, at its default rate if it takes that, of one channel if it gives that."""
         *rates, last = self._rates()
         for rate in rates:
@@ -189,7 +189,7 @@ class Microphone(Source):
     def _hear(self, samples: np.ndarray, _frames: int, _time: object, status: Any) -> None:
         self._put(samples.copy(), status.input_overflow)
 
-    def _ended(self, idle_s: float) -> bool:
+    def _has_ended(self, idle_s: float) -> bool:
         if self._fault is not None:
             return True
         if self._stopping:
@@ -247,7 +247,7 @@ class Playback(Source):
     def _full(self) -> bool:
         return len(self._queue) == self._queue.maxlen
 
-    def _ended(self, _: float) -> bool:
+    def _has_ended(self, _: float) -> bool:
         return not self._thread.is_alive()
 
 
@@ -256,7 +256,7 @@ def _code(error: Exception) -> object:
     return error.args[1] if len(error.args) > 1 else None
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """What went wrong, of a PortAudioError: its text, and that of the system below it."""
     texts = [part for part in (error.args[0], *(error.args[2] if len(error.args) > 2 else ())) if isinstance(part, str)]
     return "; ".join(dict.fromkeys(text.strip() for text in texts if text.strip())) or str(error)

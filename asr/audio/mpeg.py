@@ -106,7 +106,7 @@ class _Walk:
         while at is not None:
             run = self._run(at)
             duration_s += run.duration_s
-            if recordings and recordings[-1][0].kind == run.kind and self._announced(run) is None:
+            if recordings and recordings[-1][0].kind == run.kind and self._announced_frames(run) is None:
                 recordings[-1].append(run)
             else:
                 recordings.append([run])
@@ -122,7 +122,7 @@ class _Walk:
     def _part(self, runs: list[_Run], whole: bool) -> Part:
         first, count = runs[0], sum(run.frames for run in runs)
         stretches = [(run.start, run.end) for run in runs]
-        announced = self._announced(first)
+        announced = self._announced_frames(first)
         if announced is not None:
             count -= 1  # the first frame is a header and no sound
             if (announced - count) * first.samples > TOLERANCE_S * first.rate:
@@ -136,7 +136,7 @@ class _Walk:
         last = (runs[-1].last, runs[-1].end)
         return Part(tuple(stretches), whole=whole, frames=count * first.samples, filler=last, mpeg=True)
 
-    def _announced(self, run: _Run) -> int | None:
+    def _announced_frames(self, run: _Run) -> int | None:
         """How many frames follow the first one by what is in it, where that is a header (Xing, Info, VBRI)."""
         head = self._bytes(run.start, 64)
         if head[36:40] == b"VBRI":

@@ -33,7 +33,7 @@ class Part:
     mpeg: bool = False
 
 
-def copied(raw: BinaryIO, part: Part) -> IO[bytes]:
+def copy_part(raw: BinaryIO, part: Part) -> IO[bytes]:
     """The part as a file of its own, gone when it is closed.
 
     Not a file object of Python's that reads from the other: what is raised in that, Ctrl-C too, is lost in C.

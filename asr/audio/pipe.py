@@ -88,7 +88,7 @@ class Stream:
             waiting += some
             whole = len(waiting) - len(waiting) % fmt.frame
             if whole:
-                yield _decoded(waiting[:whole], fmt)
+                yield _decode(waiting[:whole], fmt)
                 waiting = waiting[whole:]
             if length is not None and self._came == length and not self._ends_here(length):
                 length = None  # more samples follow
@@ -212,7 +212,7 @@ def _read_header(source: _Source) -> tuple[wav.Format, int | None]:
     raise AudioError("cut short: expected samples, but the stream ends within its wav header")
 
 
-def _decoded(data: bytes, fmt: wav.Format) -> np.ndarray:
+def _decode(data: bytes, fmt: wav.Format) -> np.ndarray:
     """Whole frames of bytes as (n, channels) float32, full scale +-1."""
     width = fmt.frame // fmt.channels
     samples: np.ndarray

@@ -13,7 +13,7 @@ from typing import IO, BinaryIO
 import numpy as np
 import soundfile
 
-from asr.audio.parts import TOLERANCE_S, Part, copied, lengthen
+from asr.audio.parts import TOLERANCE_S, Part, copy_part, lengthen
 from asr.errors import AudioError
 
 # Files are decoded in these pieces (frames), whatever the caller asks for: libsndfile decodes Opus wrongly when asked
@@ -76,32 +76,32 @@ class _Sound:
         file = None
         if path is not None and part.whole:
             # By a number: by its name, libsndfile would take any text for samples, if that ends in .au.
-            file = self._opened(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), closefd=True)
+            file = self._open(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), closefd=True)
             if part.frames is not None and file.frames < part.frames:
                 file.close()
                 file = None
         if file is None:
-            self._copy = copied(raw, part)
-            file = self._opened_copy()
+            self._copy = copy_part(raw, part)
+            file = self._open_copy()
             while part.frames is not None and file.frames < part.frames:
                 lengthen(self._copy, raw, part, 1.1 * part.frames / max(1, file.frames))
                 file.close()
-                file = self._opened_copy()
+                file = self._open_copy()
         self._file = file
         self.sample_rate, self.channels, self.format = file.samplerate, file.channels, f"{file.format}/{file.subtype}"
         self._read = False  # anything so far
         self.frames = part.frames or (None if file.frames > _UNKNOWN_LENGTH else file.frames)
 
-    def _opened_copy(self) -> _Sequential:
+    def _open_copy(self) -> _Sequential:
         assert self._copy is not None
         try:
             self._copy.seek(0)
-            return self._opened(self._copy.fileno(), closefd=False)
+            return self._open(self._copy.fileno(), closefd=False)
         except soundfile.LibsndfileError:
             self._copy.close()
             raise
 
-    def _opened(self, number: int, *, closefd: bool) -> _Sequential:
+    def _open(self, number: int, *, closefd: bool) -> _Sequential:
         with self._quiet:
             return _Sequential(number, closefd=closefd)
 

@@ -98,7 +98,7 @@ def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, 
         if not recordings and not unreadable:
             errors.append(AsrError(f"{name}: expected {expected}, found none{hint}"))
         found |= {file: name_of for file, name_of in recordings.items() if file not in found}
-    return _told_apart(found), errors, others
+    return _tell_apart(found), errors, others
 
 
 def passed_over(others: Sequence[Path]) -> str:
@@ -211,7 +211,7 @@ def transcribe(
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, context, _start, (model, options)) as pool:
         try:
-            with _uninterrupted():
+            with _without_interrupts():
                 waiting = deque(
                     pool.submit(_attempt_here, path, part) for path, part in zip(paths[done:], hear[done:], strict=True)
                 )
@@ -228,7 +228,7 @@ def transcribe(
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def _without_interrupts() -> Iterator[None]:
     """Ctrl-C waits for the end of the block; the processes started in it never hear it: to end them is for this one.
 
     They inherit that it is blocked. What they do themselves, in `_start`, is too late for one during their imports.
@@ -264,7 +264,7 @@ def _in_folder(folder: Path, recursive: bool, unreadable: list[OSError]) -> tupl
     return recordings, others
 
 
-def _told_apart(found: dict[Path, Path]) -> dict[Path, Path]:
+def _tell_apart(found: dict[Path, Path]) -> dict[Path, Path]:
     """Recordings of one name, such as memo.m4a and memo.flac, keep their suffix in it: for memo.flac.txt."""
     same: dict[Path, set[str]] = defaultdict(set)
     for path, name in found.items():

@@ -58,7 +58,7 @@ def info(
     def part(of: dict[str, Any], key: str) -> dict[str, Any]:
         return of[key] if isinstance(of.get(key), dict) else {}
 
-    def filled(pattern: str, values: dict[str, Any]) -> str:
+    def fill(pattern: str, values: dict[str, Any]) -> str:
         try:
             return pattern.format_map(values)
         except KeyError:  # a model can do without what a recogniser does not need
@@ -74,8 +74,8 @@ def info(
         "language model": lm and f"{lm} ({lm.stat().st_size / 1e6:.2f} MB)",
         "trained on": card.get("description"),
         "licence": card.get("licence"),
-        "features": filled("{kind}, " + columns, features),
-        "network": filled("{layers} x {hidden} {cell}, " + directions, network),
+        "features": fill("{kind}, " + columns, features),
+        "network": fill("{layers} x {hidden} {cell}, " + directions, network),
         "frame": f"{1000 * card['frame_shift'] / card['sample_rate']:.0f} ms",
         "vocabulary": f"{len(tokens)} tokens: {tokens.alphabet!r}" + pieces,
         **{key: options.readable(value, rate=True) for key, value in part(card, "figures").items()},
@@ -85,7 +85,7 @@ def info(
         },
         "decoding": ", ".join(f"{name} {options.readable(x)}" for name, x in part(card, "decoding").items()),
         "calibrated for": ", ".join(part(card, "calibration")),
-        "written by": filled("asr {version}, ", card) + f"schema {card['schema']}",
+        "written by": fill("asr {version}, ", card) + f"schema {card['schema']}",
     }
     rows = {terminal.line(key): terminal.line(value) for key, value in rows.items() if value not in (None, "")}
     width = max(map(len, rows))

@@ -59,7 +59,7 @@ def grouped(command: Callable[[Any], None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def flat(**values: Any) -> None:
-        command(_filled(group, values))
+        command(_fill(group, values))
 
     parameters = list(_parameters(group))
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -76,11 +76,9 @@ def _parameters(group: type) -> Iterator[inspect.Parameter]:
             yield default.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
 
 
-def _filled(group: Any, values: dict[str, Any]) -> Any:
+def _fill(group: Any, values: dict[str, Any]) -> Any:
     hints = get_type_hints(group)
-    return group(
-        **{name: _filled(hint, values) if is_dataclass(hint) else values[name] for name, hint in hints.items()}
-    )
+    return group(**{name: _fill(hint, values) if is_dataclass(hint) else values[name] for name, hint in hints.items()})
 
 
 def refuse(*faults: tuple[object, str, str]) -> None:

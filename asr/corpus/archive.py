@@ -50,7 +50,7 @@ def unpack(
     if folder.exists():
         return
     part = folder.with_name(folder.name + ".part")
-    with _explained(path):
+    with _translate_errors(path):
         if part.exists():
             shutil.rmtree(part)
         part.mkdir(parents=True)
@@ -135,7 +135,7 @@ def _too_large(path: Path, limit: int, packed: int) -> str:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _translate_errors(path: Path) -> Iterator[None]:
     """The errors of tarfile, zipfile and the disk within, in our words."""
     try:
         yield

@@ -71,7 +71,7 @@ def fit(
     utterances: list[Utterance] = []
     skipped: list[Skipped] = []
     for entry in entries:
-        fitted = _fitted(entry, infos[entry.audio])
+        fitted = _fit(entry, infos[entry.audio])
         if isinstance(fitted, str):
             skipped.append(Skipped(entry.id, fitted))
         else:
@@ -86,7 +86,7 @@ def _info(path: Path) -> audio.AudioInfo | AsrError:
         return error
 
 
-def _fitted(entry: Entry, info: audio.AudioInfo | AsrError) -> Utterance | str:
+def _fit(entry: Entry, info: audio.AudioInfo | AsrError) -> Utterance | str:
     """The utterance, or why there is none."""
     if isinstance(info, AsrError):
         return str(info)

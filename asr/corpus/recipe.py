@@ -84,7 +84,7 @@ def prepare(
     OUT/durations.json, so that a second run, or one after an interruption, opens only files that are new or changed.
     """
     try:
-        corpus = _obtained(arguments, archives)
+        corpus = _obtain(arguments, archives)
         splits = _read(read, corpus, arguments)
         _write(splits, arguments.out, arguments.jobs)
         return splits
@@ -141,7 +141,7 @@ def openslr(number: int) -> list[str]:
     return [f"https://{host}/resources/{number}" for host in hosts]
 
 
-def _obtained(arguments: argparse.Namespace, archives: Sequence[Archive]) -> Path:
+def _obtain(arguments: argparse.Namespace, archives: Sequence[Archive]) -> Path:
     """The corpus folder, after downloading and unpacking."""
     downloads = getattr(arguments, "download", False)
     corpus: Path | None = arguments.corpus
@@ -183,7 +183,7 @@ def _read(read: Callable[[Path, argparse.Namespace], Splits], corpus: Path, argu
 def _write(splits: Splits, out: Path, jobs: int) -> None:
     """Manifests, the list of what was skipped, and what to say of both."""
     everything = [each for split in splits.values() for each in split]
-    durations, reasons = _measured([each for each in everything if each.text.strip()], out, jobs)
+    durations, reasons = _read_durations([each for each in everything if each.text.strip()], out, jobs)
     reasons |= {each.audio: "has no text" for each in everything if not each.text.strip()}
     if not durations:
         first = next(iter(reasons.items()), None)
@@ -215,7 +215,7 @@ def _write(splits: Splits, out: Path, jobs: int) -> None:
         skipped.unlink(missing_ok=True)
 
 
-def _measured(recordings: Sequence[Recording], out: Path, jobs: int) -> tuple[dict[Path, float], dict[Path, str]]:
+def _read_durations(recordings: Sequence[Recording], out: Path, jobs: int) -> tuple[dict[Path, float], dict[Path, str]]:
     """Seconds of each file, and why the others have none."""
     cache = out / "durations.json"
     known: dict[str, list[float]] = {}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from asr.decoding.ctc import checked
+from asr.decoding.ctc import check_log_probs
 from asr.errors import DecodingError
 from asr.tokens import BLANK, Span, min_frames
 
@@ -26,7 +26,7 @@ def align(log_probs: np.ndarray, token_ids: Sequence[int]) -> list[Span]:
                of the text has a probability above 0.
     source:    Graves et al. 2006, "Connectionist Temporal Classification", section 4.1, with max in place of sum.
     """
-    log_probs = checked(log_probs)
+    log_probs = check_log_probs(log_probs)
     n_frames, n_tokens = log_probs.shape
     wrong = [token_id for token_id in token_ids if not BLANK < token_id < n_tokens]
     if wrong:

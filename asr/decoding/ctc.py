@@ -70,7 +70,7 @@ def greedy(log_probs: np.ndarray) -> Hypothesis:
     raises:    DecodingError if the shape is another, or the values are not log-probabilities.
     source:    Graves et al. 2006, "Connectionist Temporal Classification", section 3.2.
     """
-    log_probs = checked(log_probs)
+    log_probs = check_log_probs(log_probs)
     path = log_probs.argmax(axis=1)
     starts = np.diff(path, prepend=BLANK) != 0  # a leading blank starts nothing, and would be dropped anyway
     token_ids = path[starts & (path != BLANK)]
@@ -172,7 +172,7 @@ class BeamSearch:
 
     def advance(self, log_probs: np.ndarray) -> None:
         """Take the next frames, (T, V) float32, natural log; T may be 0. raises: DecodingError, with nothing taken."""
-        log_probs = checked(log_probs, self._n_tokens)
+        log_probs = check_log_probs(log_probs, self._n_tokens)
         grows = log_probs[:, BLANK + 1 :] > self._token_floor
         for frame, tokens, some in zip(log_probs, grows, np.logical_or.reduce(grows, axis=1).tolist(), strict=True):
             if some:
@@ -379,7 +379,7 @@ def _top(scores: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([above, (scores == floor).nonzero()[0][: count - len(above)]])
 
 
-def checked(log_probs: np.ndarray, n_tokens: int | None = None) -> np.ndarray:
+def check_log_probs(log_probs: np.ndarray, n_tokens: int | None = None) -> np.ndarray:
     """log_probs as (T, V) float64, or DecodingError."""
     shape = np.shape(log_probs)
     if len(shape) != 2 or shape[1] < 2 or (n_tokens is not None and shape[1] != n_tokens):

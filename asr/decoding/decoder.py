@@ -80,7 +80,7 @@ class Decoder:
             # A closed vocabulary, and a word outside it that leaves no likely way on: then the unlikely ones count too.
             found = ctc.beam(log_probs, self.beam, self.beam, self.scorers)
         if self.tokens.subwords:
-            found = self._merged(found)
+            found = self._merge(found)
         if found and self._reject is not None:
             free = ctc.greedy(log_probs)
             letters = max(len(self.tokens.decode(one.token_ids)) for one in (found[0], free)) or 1
@@ -88,7 +88,7 @@ class Decoder:
                 return []
         return found
 
-    def _merged(self, found: Sequence[ctc.Hypothesis]) -> list[ctc.Hypothesis]:
+    def _merge(self, found: Sequence[ctc.Hypothesis]) -> list[ctc.Hypothesis]:
         """The hypotheses, best first, with those of one text in other pieces added to the best of them."""
         of_text: dict[str, list[ctc.Hypothesis]] = {}
         for one in found:

@@ -126,17 +126,17 @@ class WordScorer:
 
     def end(self, states: np.ndarray) -> np.ndarray:
         gains, contexts = self._word_ends(states)
-        return gains + self._weight * self._asked(contexts, EOS)[0]
+        return gains + self._weight * self._score(contexts, EOS)[0]
 
     def _word_ends(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What each prefix gains as its last word ends, and the context after it. Between words nothing ends."""
         contexts, node = states >> self._bits, states & self._mask
-        log_probs, following = self._asked(contexts, self._word.take(node))
+        log_probs, following = self._score(contexts, self._word.take(node))
         gains = self._weight * log_probs + self._extra.take(node) - self._ahead.take(node)
         between = node == ROOT
         return np.where(between, 0.0, gains), np.where(between, contexts, following)
 
-    def _asked(self, contexts: np.ndarray, words: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+    def _score(self, contexts: np.ndarray, words: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
         """`NgramModel.score`, remembered: most is asked again in the next frame."""
         keys = (contexts * self._model.counts[0] + words).tolist()
         log_probs, following = self._log_probs, self._following

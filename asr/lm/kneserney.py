@@ -74,7 +74,7 @@ def train(
     raises:          LmError if there are no words, or an option is not as described.
     """
     tell = progress or (lambda _: None)
-    thresholds = _checked(order, vocabulary_size, prune, entropy)
+    thresholds = _thresholds(order, vocabulary_size, prune, entropy)
     text = _read(sentences, vocabulary_size, alphabet)
     tell(
         f"{text.n_tokens} words in {text.n_lines} lines ({text.n_empty} empty ones skipped); "
@@ -157,7 +157,7 @@ class _Table:
         return len(self.word)
 
 
-def _checked(order: int, vocabulary_size: int | None, prune: Sequence[int], entropy: float) -> list[int]:
+def _thresholds(order: int, vocabulary_size: int | None, prune: Sequence[int], entropy: float) -> list[int]:
     """The count-pruning threshold of each order, or LmError."""
     if not 1 <= order <= MAX_ORDER:
         raise LmError(f"expected an order of 1 to {MAX_ORDER}, got {order}")

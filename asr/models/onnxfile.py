@@ -55,7 +55,7 @@ def with_metadata(data: bytes, key: str, value: str) -> bytes:
     parts = []
     for field, content in walk.fields(memoryview(data)):
         if field in _NUMBERS:
-            parts.append(_encoded(field << 3) + bytes(content))
+            parts.append(_encode(field << 3) + bytes(content))
         elif field != _METADATA or bytes(dict(walk.fields(content)).get(1, b"")) != key.encode():
             parts.append(_field(field, content))
     parts.append(_field(_METADATA, _field(1, key.encode()) + _field(2, value.encode())))
@@ -63,10 +63,10 @@ def with_metadata(data: bytes, key: str, value: str) -> bytes:
 
 
 def _field(number: int, content: bytes | memoryview) -> bytes:
-    return _encoded(number << 3 | 2) + _encoded(len(content)) + bytes(content)
+    return _encode(number << 3 | 2) + _encode(len(content)) + bytes(content)
 
 
-def _encoded(number: int) -> bytes:
+def _encode(number: int) -> bytes:
     """7 bits a byte from the lowest on, each but the last with the highest bit set."""
     parts = []
     while number > 127:

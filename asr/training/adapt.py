@@ -103,12 +103,12 @@ def adapt(
     if threads:
         torch.set_num_threads(threads)
     launch.shield_from_signals()
-    before = {"held out": _measured(model, paths["held_out"], on, console)}
+    before = {"held out": _evaluate(model, paths["held_out"], on, console)}
     if base.data.dev.name == checkpoint.NO_DATA:
         console.print(f"{model}: what is forgotten cannot be told without its dev set", markup=False, highlight=False)
     else:
         try:
-            before["own dev set"] = _measured(model, base.data.dev, on, console)
+            before["own dev set"] = _evaluate(model, base.data.dev, on, console)
         except AsrError as error:
             console.print(f"what is forgotten cannot be told: {error}", markup=False, highlight=False, soft_wrap=True)
     outcome = loop.train(settings, run, tokens=tokens, resume=resume, device=device, threads=threads, console=console)
@@ -116,7 +116,7 @@ def adapt(
         return None
     where = {"held out": paths["held_out"], "own dev set": base.data.dev}
     compared = [
-        Comparison(name, len(scored), _words(scored), errors, _measured(run, where[name], on, console)[1])
+        Comparison(name, len(scored), _words(scored), errors, _evaluate(run, where[name], on, console)[1])
         for name, (scored, errors) in before.items()
     ]
     try:
@@ -163,7 +163,7 @@ def _split(recordings: Path) -> dict[str, list[Utterance]]:
             f"{recordings}: expected at least {LEAST} utterances, of which some are held out, got {len(utterances)}; "
             "record more, or name a manifest to hold out with --dev"
         )
-    held_out = set(_chosen(len(utterances), max(_LEAST_HELD_OUT, round(_HELD_OUT * len(utterances)))))
+    held_out = set(_choose(len(utterances), max(_LEAST_HELD_OUT, round(_HELD_OUT * len(utterances)))))
     return {
         "train": [one for index, one in enumerate(utterances) if index not in held_out],
         "held_out": [one for index, one in enumerate(utterances) if index in held_out],
@@ -173,15 +173,15 @@ def _split(recordings: Path) -> dict[str, list[Utterance]]:
 def _drawn(manifests: Sequence[Path], count: int) -> list[Utterance]:
     """So many utterances of a training, or all of them."""
     utterances = [one for path in manifests for one in manifest.read(path)]
-    return [utterances[index] for index in sorted(_chosen(len(utterances), count))]
+    return [utterances[index] for index in sorted(_choose(len(utterances), count))]
 
 
-def _chosen(total: int, count: int) -> list[int]:
+def _choose(total: int, count: int) -> list[int]:
     chosen: list[int] = np.random.default_rng(0).permutation(total)[:count].tolist()
     return chosen
 
 
-def _measured(
+def _evaluate(
     path: Path, recordings: Path, device: torch.device, console: Console
 ) -> tuple[list[metrics.Scored], Errors]:
     """raises: TrainingError if none of the recordings can be used."""

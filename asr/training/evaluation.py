@@ -40,7 +40,7 @@ def evaluate(
             loss_sum += float(losses[finite].double().sum())
             token_sum += int(batch.token_lengths[finite].sum())
             for row, length, item in zip(log_probs.cpu().numpy(), frames.tolist(), items, strict=True):
-                scored[item.index] = _scored(corpus.examples[item.index], row[:length], tokens)
+                scored[item.index] = _score(corpus.examples[item.index], row[:length], tokens)
     parts = launch.gather(fabric, (scored, loss_sum, token_sum)) if fabric else [(scored, loss_sum, token_sum)]
     everything = {index: one for found, _, _ in parts for index, one in found.items()}
     mean = sum(loss for _, loss, _ in parts) / max(1, sum(count for *_, count in parts))
@@ -72,7 +72,7 @@ def ctc_losses(
     )
 
 
-def _scored(example: Example, log_probs: np.ndarray, tokens: Tokens) -> metrics.Scored:
+def _score(example: Example, log_probs: np.ndarray, tokens: Tokens) -> metrics.Scored:
     text = tokens.text(ctc.greedy(log_probs).token_ids)
     utterance = example.utterance
     return metrics.Scored(utterance.id, example.text, text, utterance.speaker, utterance.duration_s)

@@ -89,7 +89,7 @@ def prepare(run: Path, settings: config.Config, resume: bool, console: Console) 
             raise TrainingError(
                 f"{resolved}: expected the settings of this training, cannot read them: {error}"
             ) from None
-        differing = sorted(set(_changed(old, new)))
+        differing = sorted(set(_changes(old, new)))
         changed = [key for key in differing if not any(fnmatchcase(key, pattern) for pattern in _FREE)]
         if changed:
             raise TrainingError(
@@ -116,10 +116,10 @@ def start_from(run: Path) -> str:
     return f"start a new training in another --run folder from the last whole weights, with init={weights}"
 
 
-def _changed(old: Any, new: Any, key: str = "") -> Iterator[str]:
+def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in old.keys() | new.keys():
-            yield from _changed(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+            yield from _changes(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
     elif old != new:
         yield key
 

@@ -44,7 +44,7 @@ def decode(
     progress: called after each utterance that this process decodes.
     raises:   TrainingError or OutputError if the folder cannot be written, or has too little space.
     """
-    groups = _grouped(utterances)
+    groups = _group(utterances)
     shards = [folder / f"{_key(group)}.json" for group in groups]
     missing = [number for number, shard in enumerate(shards) if not _whole(shard)]
     try:
@@ -77,7 +77,7 @@ def decode(
         ) from None
 
 
-def _grouped(utterances: Sequence[Utterance]) -> list[list[Utterance]]:
+def _group(utterances: Sequence[Utterance]) -> list[list[Utterance]]:
     groups: list[list[Utterance]] = []
     length_s = _SHARD_S
     for utterance in utterances:
@@ -126,7 +126,7 @@ def _write(group: Sequence[Utterance], shard: Path, pool: ThreadPoolExecutor, pr
     samples = shard.with_suffix(".int16")
     # At the end the samples take their name first: the index says that the shard is whole.
     with files.replaced(shard, advice=advice) as index, files.replaced(samples, advice=advice) as file:
-        for number, piece in enumerate(pool.map(_decoded, group)):
+        for number, piece in enumerate(pool.map(_decode, group)):
             if isinstance(piece, str):
                 errors[str(number)] = piece
                 piece = np.empty(0, np.int16)
@@ -136,7 +136,7 @@ def _write(group: Sequence[Utterance], shard: Path, pool: ThreadPoolExecutor, pr
         index.write(json.dumps({"lengths": lengths, "errors": errors}).encode())
 
 
-def _decoded(utterance: Utterance) -> np.ndarray | str:
+def _decode(utterance: Utterance) -> np.ndarray | str:
     try:
         waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
     except AudioError as error:

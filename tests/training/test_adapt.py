@@ -110,7 +110,7 @@ def test_it_learns_the_new_voice_and_tells_what_was_gained_and_lost(base: Path, 
     # The figures are those of the files.
     for one, path in ((new, run / "held_out.jsonl"), (own, base.parent / "dev.jsonl")):
         for folder, errors in ((base, one.before), (run, one.after)):
-            assert adapt._measured(folder, path, torch.device("cpu"), QUIET)[1] == errors
+            assert adapt._evaluate(folder, path, torch.device("cpu"), QUIET)[1] == errors
 
     model, settings, tokens, state = checkpoint.load_model(run)
     assert (settings.name, settings.description) == ("tones-adapted", "tones; adapted to higher")

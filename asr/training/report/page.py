@@ -258,7 +258,7 @@ def _errors(
 
 
 def _confusions(report: metrics.Report, scored: Sequence[metrics.Scored]) -> Iterator[dict[str, Any]]:
-    spelt = [metrics.Scored(one.id, _spelt(one.reference), _spelt(one.hypothesis)) for one in scored]
+    spelt = [metrics.Scored(one.id, _spell(one.reference), _spell(one.hypothesis)) for one in scored]
     characters = metrics.report(spelt, worst=0, confusions=_CONFUSIONS, bootstrap=0)
     for of, each in (("words", report), ("characters", characters)):
         kinds: tuple[tuple[str, int, list[tuple[object, ...]]], ...] = (
@@ -296,7 +296,7 @@ def _worst(
             }
 
 
-def _spelt(text: str) -> str:
+def _spell(text: str) -> str:
     return " ".join(text.replace(" ", "␣"))
 
 
