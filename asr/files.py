@@ -132,7 +132,7 @@ def lines(
 def each(
     work: Callable[[Item], Result], items: Iterable[Item], progress: Progress | None, description: str
 ) -> list[Result]:
-    """What the work makes of each item, in their order; in threads, as soundfile decodes without the interpreter's lock.
+    """The result of the work for each item, in their order; in threads, for soundfile decodes without holding the GIL.
 
     progress: a Rich progress display to add a bar to.
     """

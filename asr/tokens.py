@@ -1,12 +1,12 @@
-"""Text <-> token ids. Token 0 is the CTC blank; every other token is a piece of text: a character, or several of a word.
+"""Text <-> token ids. Token 0 is the CTC blank; any other is a character, or a subword: several characters of a word.
 
-A vocabulary of characters spells a text as it stands. One that has longer pieces too is of subwords: a word's first piece
+A vocabulary of characters spells a text as it stands. One that has longer tokens too is of subwords: a word's first one
 holds the space before it (" the", "ing"), and a text is read as if it began with a space, so that a word is spelt alike
-wherever it stands. Decoding is concatenation all the same. Single characters are always among the pieces, so that there
+wherever it stands. Decoding is concatenation all the same. Single characters are always among the tokens, so that there
 is no text of the alphabet that cannot be spelt.
 
 source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units" (byte-pair encoding);
-        Kudo & Richardson 2018, "SentencePiece" (the space as a part of the pieces).
+        Kudo & Richardson 2018, "SentencePiece" (the space as a part of the subwords).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Span:
 
 
 class Tokens:
-    """A vocabulary of V tokens: the blank first, then single characters, and perhaps longer pieces.
+    """A vocabulary of V tokens: the blank first, then single characters, and perhaps subwords.
 
-    symbols:  the V symbols in the order of the network's outputs; of the longer pieces the earlier are merged first.
-    subwords: whether there are longer pieces.
+    symbols:  the V symbols in the order of the network's outputs; of the subwords the earlier are merged first.
+    subwords: whether there are any.
     alphabet: the single characters.
-    raises:   TokenError if the first is not the blank, one occurs twice, or one is no piece: empty, with a space that is
-              not its beginning, with a character that is no token of its own, or of over MAX_PIECE characters.
+    raises:   TokenError if the first is not the blank, one occurs twice, or one cannot be a token: empty, with a space that
+              is not its beginning, with a character that is no token of its own, or of over MAX_PIECE characters.
 
     >>> tokens = Tokens.of(" abc")
     >>> tokens.encode("a cab")
@@ -72,7 +72,7 @@ class Tokens:
         self._ids = {symbol: index for index, symbol in enumerate(self.symbols)}
         if len(self._ids) != len(self.symbols):
             raise TokenError("expected each token once; remove the repeated ones from the alphabet")
-        self._words: dict[str, list[int]] = {}  # what has been spelt with pieces
+        self._words: dict[str, list[int]] = {}  # what has been split into subwords
 
     @classmethod
     def of(cls, alphabet: Iterable[str]) -> Tokens:
@@ -84,7 +84,7 @@ class Tokens:
 
     @property
     def characters(self) -> Tokens:
-        """The vocabulary without longer pieces."""
+        """The vocabulary without subwords."""
         return Tokens.of(self.alphabet) if self.subwords else self
 
     @property
@@ -94,7 +94,7 @@ class Tokens:
 
     @property
     def word_starts(self) -> frozenset[int]:
-        """The tokens that end the word before them: the space, and the pieces that begin with it."""
+        """The tokens that end the word before them: the space, and the subwords that begin with it."""
         return frozenset(index for index, symbol in enumerate(self.symbols) if symbol.startswith(" "))
 
     @property
@@ -129,7 +129,7 @@ class Tokens:
             ) from None
 
     def _split(self, word: str) -> list[int]:
-        """The pieces of a word, by byte-pair encoding: of all neighbours that are a piece together, the earliest merge."""
+        """A word as subwords, by byte-pair encoding: of all neighbours that make one together, the earliest merge first."""
         if word not in self._words:
             pieces = list(word)
             while True:

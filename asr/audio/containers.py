@@ -113,7 +113,7 @@ def _damage(error: Exception, shown: str, plain: str) -> AudioError:
 
 
 def _describe(tracks: Sequence[AudioStream]) -> str:
-    """1 English, 2 deu commentary."""
+    """The tracks in words, such as: 1 English, 2 deu commentary."""
     shown = []
     for number, stream in enumerate(tracks, start=1):
         named = [stream.metadata.get(key, "") for key in ("language", "title")]

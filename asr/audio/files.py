@@ -202,7 +202,7 @@ def _pieces(
 
 @contextmanager
 def _name_errors(name: str, opening: AbstractContextManager[Opened]) -> Iterator[Opened]:
-    """The recording under its name, which every error begins with."""
+    """Begin every error of a recording with its name."""
     try:
         with opening as recording:
             recording.name = name
@@ -213,7 +213,7 @@ def _name_errors(name: str, opening: AbstractContextManager[Opened]) -> Iterator
 
 @contextmanager
 def _open(source: Source, track: int | None = None) -> Iterator[Opened]:
-    """Any recording. raises: AudioError, also out of the with block."""
+    """Open a recording of any kind. raises: AudioError, also within the with block."""
     name = "the recording"
     if isinstance(source, (str, os.PathLike)):
         name = str(source)
@@ -256,7 +256,7 @@ def _of_path(path: Path, track: int | None) -> Iterator[Opened]:
 
 @contextmanager
 def _of_object(file: BinaryIO, name: Path, track: int | None) -> Iterator[Opened]:
-    """An open file. One that is read again is to give the same, so one that can seek is read from its beginning."""
+    """Open a file object; one that can seek is read from its beginning, so that a second reading gives the same."""
     if isinstance(file, io.TextIOBase):
         raise AudioError("expected a file opened in binary mode, got one of text: open(path, 'rb')")
     opening = _of_file(file, name, track) if _can_seek(file) else _of_pipe(file, None, track)
@@ -273,7 +273,7 @@ def _can_seek(file: BinaryIO) -> bool:
 
 @contextmanager
 def _of_pipe(file: BinaryIO, rate: int | None, track: int | None) -> Iterator[Opened]:
-    """A stream: as it comes if it is plain, or else as the file that it makes when all has come."""
+    """Open a stream: read as it comes if it is plain, otherwise as a file, once all of it has come."""
     stream = pipe.open_stream(file, rate)
     if isinstance(stream, pipe.Stream):
         yield stream
@@ -292,7 +292,7 @@ def _of_pipe(file: BinaryIO, rate: int | None, track: int | None) -> Iterator[Op
 
 @contextmanager
 def _of_file(raw: BinaryIO, name: Path, track: int | None, version: tuple[int, int] | None = None) -> Iterator[Opened]:
-    """What can seek. version: of a path's file, its size and time, by which what is known of it can be kept."""
+    """Open a file that can seek. version: its size and time, if it has a path, by which its parts are remembered."""
     try:
         if name.suffix.lower() == ".raw":
             raise AudioError("expected audio with a header, got headerless data; convert it to wav first")
@@ -320,6 +320,6 @@ def _of_file(raw: BinaryIO, name: Path, track: int | None, version: tuple[int, i
 
 @lru_cache(maxsize=1024)
 def _parts_of(path: Path, size: int, _modified_ns: int) -> tuple[list[Part], list[str]]:
-    """To find them takes reading the file, and a long one may be read for each of its utterances."""
+    """The parts of a file, remembered: to find them it is read, and a long one may be opened for each utterance."""
     with path.open("rb") as raw:
         return headers.parts(raw, size, path.suffix.lower())

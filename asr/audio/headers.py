@@ -26,7 +26,7 @@ _OTHERS = (b"FORM", b"RIFX", b".snd", b"riff", b"caff", b"NIST_1A", b"Creative V
 
 
 def is_audio(head: bytes) -> bool:
-    """Whether a file that begins so (HEAD bytes) is a recording or a film, as far as the bytes tell."""
+    """Whether a file is a recording or a film, by its first bytes (HEAD of them)."""
     known = (b"OggS", b"fLaC", b"ID3", *_CONTAINERS, *_OTHERS)
     return wav.is_wav(head) or head.startswith(known) or _is_film(head) or head[4:8] in _ATOMS[:4]
 
@@ -37,7 +37,7 @@ def _is_film(head: bytes) -> bool:
 
 
 def parts(raw: BinaryIO, size: int, suffix: str) -> tuple[list[Part], list[str]]:
-    """The recordings in a file that libsndfile can read, none if it is one for PyAV; and what is to be told of them.
+    """The recordings in a file that libsndfile can read, none if it is one for PyAV; and notes about them.
 
     raises: AudioError if the file is no recording, or not all of it.
     """

@@ -113,7 +113,7 @@ class Source(ABC):
 
     @abstractmethod
     def _has_ended(self, idle_s: float) -> bool:
-        """Whether nothing more will be put; _fault says why, where it should have been. idle_s: how long nothing was."""
+        """Whether nothing more will come; if it should have, _fault says why. idle_s: how long nothing has come."""
 
 
 class Microphone(Source):
@@ -154,7 +154,7 @@ class Microphone(Source):
         return list(dict.fromkeys((self.sample_rate, *_RATES)))
 
     def _open(self) -> Any:
-        """Its stream, at its default rate if it takes that, of one channel if it gives that."""
+        """Open its stream: at its default rate if it takes that, with one channel if it has that."""
         *rates, last = self._rates()
         for rate in rates:
             try:
@@ -257,7 +257,7 @@ def _code(error: Exception) -> object:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, of a PortAudioError: its text, and that of the system below it."""
+    """The text of a PortAudioError, and that of the system below it."""
     texts = [part for part in (error.args[0], *(error.args[2] if len(error.args) > 2 else ())) if isinstance(part, str)]
     return "; ".join(dict.fromkeys(text.strip() for text in texts if text.strip())) or str(error)
 

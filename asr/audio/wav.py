@@ -35,7 +35,7 @@ class Format:
 
     @property
     def plain(self) -> bool:
-        """Whether the samples stand there as they are, so that they can be read as they come."""
+        """Whether the samples are not compressed, so that they can be read as they come."""
         width = self.frame // self.channels if self.channels else 0  # 24 bits may lie in 3 bytes or in 4
         return (
             width in _WIDTHS.get(self.tag, ())

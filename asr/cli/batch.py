@@ -102,7 +102,7 @@ def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, 
 
 
 def passed_over(others: Sequence[Path]) -> str:
-    """What is to be told of files in folders that are no recordings."""
+    """The note about files in folders that are no recordings."""
     more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
     return f"passed over, as no recordings: {', '.join(map(str, others[:_SHOWN]))}{more}"
 

@@ -54,7 +54,7 @@ Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", 
 
 
 def grouped(command: Callable[[Any], None]) -> Callable[..., None]:
-    """A command of Typer's from one that takes a dataclass: each field is an option, a dataclass among them several."""
+    """Turn a command that takes a dataclass into one for Typer: its fields, and those of dataclasses in it, are options."""
     (group,) = (hint for name, hint in get_type_hints(command).items() if name != "return")
 
     @functools.wraps(command)
@@ -81,10 +81,10 @@ def _fill(group: Any, values: dict[str, Any]) -> Any:
     return group(**{name: _fill(hint, values) if is_dataclass(hint) else values[name] for name, hint in hints.items()})
 
 
-def refuse(*faults: tuple[object, str, str]) -> None:
-    """The first of the faults that is one, as wrong usage. Each: whether it is, the option, the message."""
-    for wrong, option, message in faults:
-        if wrong:
+def refuse(*rules: tuple[object, str, str]) -> None:
+    """Raise BadParameter for the first rule that is broken; each rule is (broken, option, message)."""
+    for broken, option, message in rules:
+        if broken:
             raise typer.BadParameter(message, param_hint=option)
 
 

@@ -13,7 +13,7 @@ from asr.decoding.confidence import Calibration
 from asr.decoding.fusion import Decoding, scorer
 from asr.decoding.grammar import Grammar
 from asr.decoding.hotwords import HotWords
-from asr.decoding.subwords import PieceScorer
+from asr.decoding.subwords import SubwordScorer
 from asr.lm.model import NgramModel
 from asr.tokens import Tokens
 from asr.transcript import Word, words_of
@@ -67,7 +67,7 @@ class Decoder:
         if grammar is not None:
             self.scorers.append(grammar)
         if tokens.subwords:
-            self.scorers = [PieceScorer(one, tokens) for one in self.scorers]
+            self.scorers = [SubwordScorer(one, tokens) for one in self.scorers]
 
     def __call__(self, log_probs: np.ndarray) -> list[ctc.Hypothesis]:
         """The hypotheses of (T, V) log-probabilities, best first; none where the grammar refuses all."""
@@ -89,7 +89,7 @@ class Decoder:
         return found
 
     def _merge(self, found: Sequence[ctc.Hypothesis]) -> list[ctc.Hypothesis]:
-        """The hypotheses, best first, with those of one text in other pieces added to the best of them."""
+        """The hypotheses, best first, with those of one text in other subwords added to the best of them."""
         of_text: dict[str, list[ctc.Hypothesis]] = {}
         for one in found:
             of_text.setdefault(self.tokens.text(one.token_ids), []).append(one)

@@ -1,8 +1,8 @@
-"""Scorers of characters, asked about pieces of several characters.
+"""Scorers of characters, asked about subwords.
 
-Language models, hot words and grammars know a text by its characters. Here a piece is walked character by character, its
-gains are summed, and the state after its last character is the state after the piece. So a text gets the same whichever
-pieces it is made of, and no scorer needs to know of pieces.
+Language models, hot words and grammars know a text by its characters. Here a subword is walked character by character, its
+gains are summed, and the state after its last character is the state after the subword. So a text gets the same whichever
+subwords it is made of, and no scorer needs to know of subwords.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _EMPTY = -1  # the state of a text without a character but spaces; the scorers' 
 _ROOT = 0
 
 
-class PieceScorer:
+class SubwordScorer:
     """A scorer over a vocabulary of subwords (`asr.decoding.ctc.Scorer`), by one over its characters.
 
-    The space that a text's first piece begins with is none of the text, and is not shown to the scorer.
+    The space that a text's first subword begins with is none of the text, and is not shown to the scorer.
 
     scorer: over tokens.characters.
     """
@@ -30,19 +30,19 @@ class PieceScorer:
         self._scorer = scorer
         characters = tokens.characters
         self._space = characters.space
-        # The tree of the pieces' spellings. Column l of a piece's path is the node of its first l + 1 characters, the root
-        # where it has fewer.
+        # The tree of the subwords' spellings. Column l of a subword's path is the node of its first l + 1 characters, the
+        # root where it has fewer.
         nodes: dict[tuple[int, int], int] = {}  # (parent, character) -> node
         self._path = np.full((len(tokens), max(map(len, tokens.symbols[BLANK + 1 :]))), _ROOT)
-        for token, piece in enumerate(tokens.symbols[BLANK + 1 :], start=BLANK + 1):
+        for token, subword in enumerate(tokens.symbols[BLANK + 1 :], start=BLANK + 1):
             node = _ROOT
-            for depth, character in enumerate(characters.encode(piece)):
+            for depth, character in enumerate(characters.encode(subword)):
                 node = nodes.setdefault((node, character), len(nodes) + 1)
                 self._path[token, depth] = node
         self._parent, self._character = np.array([(_ROOT, BLANK), *nodes]).T
 
     def scores(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """What each prefix gains by each piece. (n,), (K,) -> (n, K) float64."""
+        """What each prefix gains by each subword. (n,), (K,) -> (n, K) float64."""
         empty = states == _EMPTY
         gains = np.empty((len(states), len(tokens)))
         # Level by level of the tree, for its P nodes there: what came together on the way, and the states, (P, n) each.
@@ -64,11 +64,11 @@ class PieceScorer:
                 if above[0] == _ROOT:
                     leading = np.ix_(characters[column] == self._space, empty)
                     total[leading], reached[leading] = 0.0, self._scorer.start
-                gains[:, alive] = total[place].T  # of the longer pieces, for now
+                gains[:, alive] = total[place].T  # of the longer subwords, for now
         return gains
 
     def advance(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """The states after each prefix grew by its own piece. (n,), (n,) -> (n,) int64."""
+        """The states after each prefix grew by its own subword. (n,), (n,) -> (n,) int64."""
         empty = states == _EMPTY
         reached = np.where(empty, self._scorer.start, states)
         with np.errstate(invalid="ignore"):

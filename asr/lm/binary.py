@@ -125,7 +125,7 @@ def _sections(version: int, header_bytes: int, header: dict[str, Any]) -> list[_
 
 
 class _Check:
-    """raises: LmError of a file for what is not right."""
+    """Call it with what must hold and a message: it raises LmError, naming the file, where that does not hold."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,6 +1,6 @@
-"""Which pieces of words a network learns to emit: byte-pair encoding, learnt from the training transcripts.
+"""Which subwords a network learns to emit: byte-pair encoding, learnt from the training transcripts.
 
-The pieces are SentencePiece's, in the order of their merges; how a text is spelt with them is `asr.tokens`' own work.
+The subwords are SentencePiece's, in the order of their merges; how a text is spelt with them is `asr.tokens`' own work.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAX_BYTES = 1 << 20  # of a transcript; SentencePiece leaves out longer ones
 
 
 def of_settings(settings: config.Data) -> Tokens:
-    """The vocabulary that the settings ask for: characters, or pieces of their training transcripts.
+    """The vocabulary that the settings ask for: characters, or subwords of their training transcripts.
 
     raises: ManifestError, ConfigError.
     """
@@ -31,16 +31,16 @@ def of_settings(settings: config.Data) -> Tokens:
 
 
 def learn(texts: Iterable[str], alphabet: str, size: int) -> Tokens:
-    """A vocabulary of `size` tokens: the blank, the alphabet, and the pieces that byte-pair encoding merges first.
+    """A vocabulary of `size` tokens: the blank, the alphabet, and the subwords that byte-pair encoding merges first.
 
     texts:  normalised; those with characters outside the alphabet, which no training can use, are left out.
-    raises: ConfigError if the texts have too few pieces.
+    raises: ConfigError if the texts have too few subwords.
     """
     import sentencepiece
 
     characters = Tokens.of(alphabet)
     usable = [text for text in texts if text.strip() and not characters.unknown(text)]
-    pieces: list[str] = []
+    subwords: list[str] = []
     if usable:
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
@@ -48,20 +48,20 @@ def learn(texts: Iterable[str], alphabet: str, size: int) -> Tokens:
             model_writer=model,
             model_type="bpe",
             vocab_size=size,  # of which its "unknown" is one, as the blank is of ours
-            hard_vocab_limit=False,  # too few pieces are told below
+            hard_vocab_limit=False,  # too few subwords are told below
             character_coverage=1.0,
             required_chars=alphabet.replace(" ", ""),
             normalization_rule_name="identity",
-            split_by_unicode_script=False,  # or there would be no piece "n't"
+            split_by_unicode_script=False,  # or there would be no subword "n't"
             max_sentence_length=_MAX_BYTES,
             bos_id=-1,
             eos_id=-1,
-            num_threads=1,  # the same pieces every time
+            num_threads=1,  # the same subwords every time
             minloglevel=2,
         )
         found = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-        pieces = [found.id_to_piece(index).replace(_SPACE, " ") for index in range(1, found.vocab_size())]
-    tokens = Tokens([BLANK_SYMBOL, *alphabet, *(piece for piece in pieces if len(piece) > 1)])
+        subwords = [found.id_to_piece(index).replace(_SPACE, " ") for index in range(1, found.vocab_size())]
+    tokens = Tokens([BLANK_SYMBOL, *alphabet, *(subword for subword in subwords if len(subword) > 1)])
     if len(tokens) < size:
         less = f"data.vocabulary={len(tokens)} or less, or " if tokens.subwords else ""
         raise ConfigError(

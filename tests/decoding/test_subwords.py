@@ -16,7 +16,7 @@ from asr.decoding.decoder import Decoder
 from asr.decoding.fusion import Decoding
 from asr.decoding.grammar import Grammar
 from asr.decoding.hotwords import HotWords
-from asr.decoding.subwords import PieceScorer
+from asr.decoding.subwords import SubwordScorer
 from asr.lm import kneserney
 from asr.pauses import silence
 from asr.text import squeeze
@@ -58,7 +58,7 @@ def random_log_probs(seed: int, frames: int, scale: float = 1.0) -> np.ndarray:
 @settings(max_examples=80, deadline=None)
 def test_pieces_gain_what_their_characters_gain(name: str, pieces: list[int], others: list[list[int]]) -> None:
     """Beside other prefixes and among all tokens, as the search asks."""
-    scorer = PieceScorer(SCORERS[name], TOKENS)
+    scorer = SubwordScorer(SCORERS[name], TOKENS)
     columns = np.arange(1, len(TOKENS))
     states = np.full(1 + len(others), scorer.start)
     total = 0.0
@@ -79,7 +79,7 @@ def test_pieces_gain_what_their_characters_gain(name: str, pieces: list[int], ot
 
 def test_equal_texts_have_equal_states() -> None:
     for scorer in SCORERS.values():
-        over_pieces = PieceScorer(scorer, TOKENS)
+        over_pieces = SubwordScorer(scorer, TOKENS)
         states = set()
         for pieces in ([" ab", " cab"], [" a", "b", " c", "ab"], [" ", "ab", " ", "cab"], ["a", "b", " cab"]):
             state = np.array([over_pieces.start])

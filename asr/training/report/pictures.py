@@ -40,7 +40,7 @@ _STYLE: Any = {
 
 
 def in_our_style() -> AbstractContextManager[None]:
-    """All pictures are to be drawn within."""
+    """The style that all pictures are to be drawn in, for a with block."""
     return matplotlib.rc_context(_STYLE)
 
 
@@ -254,5 +254,5 @@ def mp3(waveform: np.ndarray) -> str:
 
 
 def whole(text: str) -> str:
-    """With ? for halves of surrogate pairs, which JSON may hold and no file or picture can."""
+    """Replace halves of surrogate pairs, which JSON may hold and no file or picture can, by question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
