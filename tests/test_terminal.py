@@ -49,6 +49,7 @@ COMMANDS = {
     "models": Case("", "^english, the default: "),
     "doctor": Case("dev.jsonl", "^0 errors, "),
     "summary": Case("config.yaml", "^tiny: [0-9,]+ parameters, "),
+    "serve": Case("-m digits --token-file none", "", "^asr: none: cannot be read as a token: No such file", 1),
     "tune": Case("digits dev.jsonl --dry-run", "^greedy: WER 0.00%, CER 0.00%$", "^model digits, "),
     "export-manifest": Case("dev.jsonl --kaldi kaldi", "", "^kaldi: 3 utterances$"),
     "lm train": Case("sentences.txt -o new.lm", "", "^new.lm: .* 1-grams"),
