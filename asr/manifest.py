@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from asr import files
-from asr.errors import ManifestError
+from asr.errors import ManifestError as ManifestError
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"audio_filepath": str, "duration": (int, float), "text": str}
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {"offset": (int, float), "speaker": (str, int)}

@@ -19,7 +19,7 @@ import numpy as np
 
 from asr import audio
 from asr.decoding.decoder import Decoder
-from asr.errors import StreamError
+from asr.errors import StreamError as StreamError
 from asr.models.network import Network
 from asr.pauses import Endpointing as Endpointing
 from asr.pauses import longest_pause, silence

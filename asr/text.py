@@ -11,7 +11,8 @@ import unicodedata
 from collections.abc import Callable
 
 from asr import spoken
-from asr.errors import TextError, nearest
+from asr.errors import TextError as TextError
+from asr.errors import nearest
 
 _APOSTROPHES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'", "`": "'", "\u00b4": "'"})
 _SPOKEN = "'&%@#$€£¥+=°"

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from asr.errors import TokenError
+from asr.errors import TokenError as TokenError
 
 BLANK = 0
 BLANK_SYMBOL = "<blank>"

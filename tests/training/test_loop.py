@@ -30,6 +30,7 @@ from asr.training import augment, checkpoint, config, export, loop, plots
 from asr.training.data import Batch, Corpus, Item
 from asr.training.log import Log
 from asr.training.model import Network
+from asr.training.run import Outcome
 from asr.training.schedule import rate
 from asr.training.updates import batches_of_updates
 
@@ -112,7 +113,7 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "gradients", lambda run: None)
 
 
-def train(chosen: config.Config, run: Path, **options: Any) -> loop.Outcome:
+def train(chosen: config.Config, run: Path, **options: Any) -> Outcome:
     return loop.train(chosen, run, **{"device": "cpu", "threads": 1, "console": QUIET} | options)
 
 
