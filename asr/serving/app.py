@@ -16,7 +16,7 @@ from typing import Any
 
 from aiohttp import BadContentDispositionHeader, BadContentDispositionParam, WSCloseCode, web
 
-from asr.serving import aliases, metrics, openai, page, stream, upload, vosk
+from asr.serving import aliases, metrics, openai, page, realtime, stream, upload, vosk
 from asr.serving.errors import ApiError, dumps
 from asr.serving.service import AUDIO_S, REQUEST_ID, SERVICE, Service
 from asr.serving.settings import ServeError, Settings
@@ -45,6 +45,7 @@ def application(settings: Settings) -> web.Application:
         *openai.routes(),
         *stream.routes(),
         *vosk.routes(),
+        *realtime.routes(),
         *aliases.routes(),
         web.get("/healthz", _live),
         web.get("/readyz", _ready),

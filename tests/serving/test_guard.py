@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
+from http.client import HTTPSConnection
+from pathlib import Path
 from typing import Any
 
 import listening
@@ -146,6 +150,35 @@ def test_rate() -> None:
 def test_settings_that_contradict_each_other(options: dict[str, Any], message: str) -> None:
     with pytest.raises(AsrError, match=message):
         Settings(**options)
+
+
+def test_https(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=localhost",
+        "-out",
+        cert,
+        "-keyout",
+        key,
+    ]
+    subprocess.run(made, check=True, capture_output=True)
+    with listening.running(tls_cert=cert, tls_key=key) as server:
+        context = ssl.create_default_context(cafile=cert)
+        connection = HTTPSConnection("localhost", server.port, context=context)
+        connection.request("GET", "/healthz")
+        with connection.getresponse() as answer:
+            assert answer.status == 200
+        connection.close()
+    key.write_text("no key")
+    with pytest.raises(AsrError, match="cannot be used with its key"):
+        Server(tls_cert=cert, tls_key=key)
 
 
 def test_a_server_with_a_token(strict: Server) -> None:
