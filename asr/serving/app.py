@@ -189,7 +189,7 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
     """A client that asks before it sends its body: it need not, if that is refused anyway."""
     service = request.app[SERVICE]
     try:
-        service.guard.check(request)
+        service.guard.check(request, count=False)
         upload.check_length(request, service.settings)
     except ApiError as error:
         return service.tell(error, "-").response()

@@ -35,7 +35,8 @@ class Guard:
         self._names = {"localhost", settings.host.lower(), *(name.lower() for name in settings.allow_hosts)}
         self._recent: dict[str, deque[float]] = {}  # when each client asked, within a minute
 
-    def check(self, request: web.BaseRequest) -> None:
+    def check(self, request: web.BaseRequest, *, count: bool = True) -> None:
+        """count: whether this is one of the requests that a client may make in a minute."""
         known = self._knows_token(request)
         if not known and not self._is_ours(request.headers.get("Host", "")):
             raise ApiError(
@@ -59,7 +60,7 @@ class Guard:
             )
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise ApiError(415, "unsupported_format", "expected a body without Content-Encoding")
-        if self._settings.rate_limit and request.path not in OPEN:
+        if count and self._settings.rate_limit and request.path not in OPEN:
             self._count(request.remote or "")
 
     def allowed_origin(self, request: web.BaseRequest) -> str | None:

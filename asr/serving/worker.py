@@ -68,8 +68,11 @@ def work(connection: Connection, models: Mapping[str, str], steering: Mapping[st
     threading.Thread(target=_live, args=(send,), daemon=True).start()
     try:
         recognizers = {name: Recognizer(model, **steering) for name, model in models.items()}
-    except (AsrError, MemoryError) as error:
-        send("broken", str(error) or "a model needs more memory than a worker may have")
+    except AsrError as error:
+        send("broken", str(error))
+        return
+    except MemoryError:
+        send("broken", "a worker needs more memory to load its models; see --worker-memory")
         return
     send("ready")
     while True:
@@ -98,7 +101,8 @@ def _limit(memory: int) -> None:
         for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0)):
             hard = resource.getrlimit(kind)[1]
             limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(kind, (limit, limit))
+            with contextlib.suppress(OSError, ValueError):  # a system that has no such limit
+                resource.setrlimit(kind, (limit, limit))
 
 
 def _recognise(

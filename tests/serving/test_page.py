@@ -104,6 +104,11 @@ async def states(tab: browser.Tab, server: Server) -> None:
         "Object.defineProperty(navigator, 'mediaDevices', {value: undefined}); document.getElementById('speak').click()"
     )
     await tab.until("document.getElementById('notice').textContent.includes('secure pages only')")
+    # With that, and all settings shown, it fits the narrowest telephone.
+    await tab.call("Emulation.setDeviceMetricsOverride", width=320, height=700, deviceScaleFactor=1, mobile=True)
+    await tab.evaluate("document.querySelector('details').open = true")
+    assert await tab.evaluate("document.documentElement.scrollWidth") == 320
+    await tab.call("Emulation.clearDeviceMetricsOverride")
 
 
 async def send_a_file(tab: browser.Tab, server: Server) -> None:
