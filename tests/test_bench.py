@@ -78,6 +78,14 @@ def test_live_day_and_long(
     assert "WER joined 0.00%" in said
 
 
+def test_serve(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], manifest: Path) -> None:
+    few = ("--clients", 2, "--streams", 2, "--count", 2, "--crowd", 3)
+    said = bench(monkeypatch, capfd, "serve", manifest, "digits", *few)
+    assert re.search(r"\| 2 \| [\d.]+ \|\n", said)
+    assert re.search(r"\| 2 \| [\d.]+ s \| [\d.]+ s \|", said)
+    assert "6 requests and streams of 3 clients, a third cut off" in said
+
+
 def test_train_and_epoch(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], manifest: Path, tmp_path: Path
 ) -> None:
