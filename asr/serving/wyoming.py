@@ -97,16 +97,24 @@ class _Conversation:
 
     async def _transcribe(self, data: dict[str, Any]) -> None:
         """The recording that begins, to its transcript."""
+        failed = False
         try:
             async with slot(self._service, "wyoming"):
                 await self._hear(data)
         except (ApiError, AsrError) as error:
+            failed = True
             known = error if isinstance(error, ApiError) else ApiError(400, "invalid_audio", str(error))
             told = self._service.tell(known, "wyoming")
             await self._send("error", {"text": str(told), "code": told.code})
         text = " ".join(self._said)
         await self._send("transcript", {"text": text, "language": self._service.language})
         await self._send("transcript-stop", {})
+        if failed:
+            # A connection that is closed while its client still sends may lose what it was sent.
+            self._writer.write_eof()
+            async with asyncio.timeout(IDLE_S):
+                while await self._reader.read(MAX_LINE):
+                    pass
 
     async def _hear(self, data: dict[str, Any]) -> None:
         rate = _number(data, "rate", LEAST_RATE, MOST_RATE)
