@@ -187,7 +187,7 @@ def test_samples_that_are_none() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"cell": "gru", "projection": 8}, {"bidirectional": False}, {"norm": "batch"}])
 def test_parts_equal_the_training_code_s(tmp_path: Path, options: dict[str, object]) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
     from test_export import saved, settings_of
 
     from asr.training import export
@@ -218,7 +218,8 @@ def test_parts_equal_the_training_code_s(tmp_path: Path, options: dict[str, obje
 
 
 def test_a_network_of_old_hears_only_whole_utterances(tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
+    import onnx
+
     from asr.models import find_model
 
     # Without its state, as files of schema 1 are.

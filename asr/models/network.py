@@ -14,10 +14,12 @@ import onnxruntime
 from asr import audio
 from asr.errors import ModelError, TokenError
 from asr.models import SCHEMA, onnxfile
-from asr.tokens import Tokens
+from asr.tokens import BLANK, Tokens
 
 CONTEXT_S = 2.0  # heard on either side of the frames that a pass over a part of a recording contributes
 MAX_RECEPTIVE_S = 30.0  # of one frame's convolutions; no network of sense comes near it
+_SILENCE = 2e-5  # less than one step of 16 bits: a muted microphone
+_IMPOSSIBLE = -30.0  # a log-probability
 _MAX_STATE = 1 << 20  # numbers
 _MAX_MEMORY = 8 << 30  # bytes, for all networks of a process; twice what 20 minutes take in a large one
 
@@ -88,7 +90,7 @@ class Network:
             raise ModelError(
                 f"{path}: expected a state of the network, got {self._state_shape}; export the model again"
             )
-        self.log_probs(np.zeros(1, np.float32))  # a network that cannot run is refused here, not with every recording
+        self.log_probs(np.ones(1, np.float32))  # a network that cannot run is refused here, not with every recording
 
     def first_state(self) -> np.ndarray:
         """The state before the first part of a stream, float32."""
@@ -128,6 +130,12 @@ class Network:
         """
         frames = (len(samples) - self.receptive_field) // self.frame_shift + 1 - skip
         keep = frames if keep is None else keep
+        if (
+            self._can_skip and np.ptp(samples) < _SILENCE
+        ):  # in nothing at all an encoder, which hears at any level, hears words
+            blanks = np.full((keep, len(self.tokens)), _IMPOSSIBLE, np.float32)
+            blanks[:, BLANK] = 0
+            return blanks, self.first_state() if state is None else state
         inputs = {"waveform": samples[None]}
         names = ["log_probs"]
         if self.can_stream:

@@ -329,8 +329,9 @@ def test_alignment_of_the_greedy_text_is_the_greedy_path(seed: int) -> None:
     ("n_frames", "n_labels", "seed"), [(1, 1, 0), (30, 12, 1), (200, 40, 2), (300, 1, 3), (90, 60, 4)]
 )
 def test_alignment_equals_torchaudio(n_frames: int, n_labels: int, seed: int) -> None:
-    torch = pytest.importorskip("torch")
-    functional = pytest.importorskip("torchaudio.functional")
+    import torch
+    from torchaudio import functional
+
     log_probs = random_log_probs(n_frames, 6, seed)
     token_ids = np.random.default_rng(seed).integers(1, 6, n_labels)  # with repeats
     path, _ = functional.forced_align(torch.from_numpy(log_probs)[None], torch.from_numpy(token_ids)[None], blank=0)

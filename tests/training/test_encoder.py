@@ -314,6 +314,21 @@ def test_exports(exported: tuple[AcousticModel, Path]) -> None:
     np.testing.assert_allclose(recognizer.log_probs(waveform), expected, atol=1e-3)
 
 
+def test_hears_nothing_in_nothing(exported: tuple[AcousticModel, Path]) -> None:
+    """In files and streams; what a muted microphone gives, and the silence before a recording's first sound."""
+    network = Network(exported[1].with_suffix(".onnx"))
+    noise = np.random.default_rng(0).normal(0, 1, 16000).astype(np.float32)
+    for silence in (np.zeros(16000, np.float32), 1e-6 * noise, np.zeros(40 * 16000, np.float32)):
+        log_probs = network.log_probs(silence)
+        assert len(log_probs) == -(-len(silence) // network.frame_shift)
+        assert (log_probs.argmax(axis=1) == 0).all()
+        np.testing.assert_allclose(np.exp(log_probs).sum(axis=1), 1, atol=1e-6)
+    before, state = network.part(np.zeros(network.receptive_field, np.float32), state=network.first_state() + 1)
+    assert before.shape == (1, len(network.tokens))
+    assert (state == 1).all()  # as if it had not been there
+    assert not (network.log_probs(noise * 1e-4).max(axis=1) == 0).any()  # a quiet room is heard
+
+
 def test_positions_take_half_the_room(exported: tuple[AcousticModel, Path]) -> None:
     """Nothing is lost by it, see test_exports."""
     graph = onnx.load(exported[1].with_suffix(".onnx")).graph
