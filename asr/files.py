@@ -149,3 +149,8 @@ def each(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return results
+
+
+def cores() -> int:
+    """Those that this process may use; not every system can tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -22,6 +22,7 @@ from typing import Any
 
 from asr import audio
 from asr.errors import AsrError
+from asr.files import cores
 from asr.recognizer import Recognizer
 from asr.transcript import SUFFIXES, Transcript
 
@@ -163,7 +164,7 @@ def plan(
 
 def processes(recordings: int, jobs: int | None) -> tuple[int, int]:
     """How many share the work at first, and at most: `jobs`; without it one, and later perhaps one for each core."""
-    most = max(1, min(jobs or _cores(), recordings))
+    most = max(1, min(jobs or cores(), recordings))
     return most if jobs else 1, most
 
 
@@ -278,11 +279,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _cores() -> int:
-    # Those this process may use; not every system can tell.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _attempt(recognizer: Recognizer, path: Path, hear: dict[str, Any]) -> Attempt:

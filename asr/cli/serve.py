@@ -6,7 +6,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -86,11 +86,12 @@ class _Asked:
         )
         models = [options.as_onnx(name) for name in self.model or ["english"]]
         steering = self.steering.arguments(models[0])
-        from asr.serving.settings import Settings, cores, is_loopback
+        from asr.serving.settings import Settings, is_loopback
 
         token = None if self.no_token else _token(self.token_file)
         if token is None and not self.no_token and not is_loopback(self.host):
             token = secrets.token_hex(16)
+        counts: dict[str, Any] = {"workers": self.workers, "max_streams": self.max_streams}
         return Settings(
             models=tuple(models),
             steering=steering,
@@ -105,8 +106,6 @@ class _Asked:
             allow_origins=tuple(origin.rstrip("/") for origin in self.allow_origin or ()),
             tls_cert=self.tls_cert,
             tls_key=self.tls_key,
-            workers=min(cores(), 4) if self.workers is None else self.workers,
-            max_streams=4 * cores() if self.max_streams is None else self.max_streams,
             max_queue=self.max_queue,
             max_upload=round(self.max_upload * (1 << 20)),
             max_audio_s=self.max_audio * 3600,
@@ -119,6 +118,7 @@ class _Asked:
             temp=self.temp,
             page=not self.no_page,
             metrics=not self.no_metrics,
+            **{name: count for name, count in counts.items() if count is not None},
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from aiohttp import web
 
@@ -43,6 +44,17 @@ class ApiError(Exception):
 def dumps(value: object) -> str:
     """JSON as it goes out: letters as they are."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def json_object(text: str, expected: str, param: str | None = None) -> dict[str, Any]:
+    """An object as it comes in. raises: ApiError, which says what was expected."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ApiError(400, "invalid_value", expected, param)
+    return value
 
 
 def invalid(message: str, param: str, code: str = "invalid_value") -> ApiError:

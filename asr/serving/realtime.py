@@ -24,7 +24,7 @@ from aiohttp import WSMsgType, web
 
 from asr.errors import AsrError
 from asr.pauses import Endpointing
-from asr.serving.errors import ApiError, dumps, invalid
+from asr.serving.errors import ApiError, dumps, invalid, json_object
 from asr.serving.openai import logprobs
 from asr.serving.pump import Heard, Live, listen, slot
 from asr.serving.service import SERVICE, Service
@@ -119,7 +119,7 @@ class _Conversation:
             wait_s = self._service.settings.idle_s
             event: dict[str, Any] = {}
             try:
-                event = _object(message.data)
+                event = json_object(message.data, "expected an object of JSON with a type", "type")
                 await self._heed(event)
             except AsrError as error:
                 await self._fail(ApiError(400, "invalid_value", str(error)), event)
@@ -310,16 +310,6 @@ class _Conversation:
         event = {"type": kind, "event_id": f"event_{secrets.token_hex(8)}"} | fields
         async with asyncio.timeout(self._service.settings.send_s):
             await self._socket.send_str(dumps(event))
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise invalid("expected an object of JSON with a type", "type")
-    return value
 
 
 def _check(wanted: dict[str, Any]) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 
 from aiohttp import web
 
+from asr.files import cores
 from asr.models import find_model
 from asr.recognizer import Recognizer
 from asr.serving.errors import ApiError, overloaded, shutting_down
 from asr.serving.guard import Guard
 from asr.serving.metrics import Metrics
 from asr.serving.pool import Pool
-from asr.serving.settings import ServeError, Settings, cores
+from asr.serving.settings import ServeError, Settings
 
 # Names under which other programs ask for a recogniser.
 ALIASES = (

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from asr.errors import AsrError
+from asr.files import cores
 from asr.models import DEFAULT_MODEL
 
 MAX_MODELS = 4
@@ -17,11 +17,6 @@ MAX_MODELS = 4
 
 class ServeError(AsrError):
     """Settings that contradict each other, or a server that cannot start."""
-
-
-def cores() -> int:
-    """Those that this process may use; not every system can tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from aiohttp import WSMsgType, web
 
 from asr.errors import AsrError
 from asr.recognizer import Recognizer
-from asr.serving.errors import ApiError, dumps
+from asr.serving.errors import ApiError, dumps, json_object
 from asr.serving.pump import Heard, listen, slot
 from asr.serving.service import SERVICE, Service
 from asr.serving.stream import CLOSE_CODES, LEAST_RATE, MOST_RATE, POLICY, opened
@@ -27,6 +26,7 @@ from asr.transcript import Word
 
 MAX_MESSAGE = 16 << 20  # bytes: some send a whole recording at once
 MAX_PHRASES, MAX_PHRASE = 500, 200
+_EXPECTED = 'expected JSON such as {"eof": 1}'
 
 
 def routes() -> list[web.RouteDef]:
@@ -83,7 +83,7 @@ class _Conversation:
                 await self._answer(await one.hear(np.frombuffer(content[:whole], "<i2").astype(np.float32) / 32768))
             elif not self._configure(message.data):
                 await self._answer(await one.finish(), final=True)
-                if "eof" in _object(message.data):
+                if "eof" in json_object(message.data, _EXPECTED):
                     await self._socket.close()
                     return
                 await one.begin()
@@ -92,7 +92,7 @@ class _Conversation:
 
     def _configure(self, text: str) -> bool:
         """Whether a message is settings, which are not answered; after the first sound, only those of the answers count."""
-        config = _object(text).get("config")
+        config = json_object(text, _EXPECTED).get("config")
         if not isinstance(config, dict):
             return False
         with contextlib.suppress(TypeError, ValueError, OverflowError):
@@ -135,13 +135,3 @@ class _Conversation:
 def _word(word: Word) -> dict[str, Any]:
     times = {"start": round(float(word.start_s), 6), "end": round(float(word.end_s), 6)}
     return {"conf": round(float(word.confidence), 6), **times, "word": word.text}
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ApiError(400, "invalid_value", 'expected JSON such as {"eof": 1}')
-    return value

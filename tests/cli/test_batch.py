@@ -176,7 +176,7 @@ def test_ctm_of_several_names_each(cli: Cli, folder: Path) -> None:
     [(0, 8, (1, 1)), (1, 8, (1, 1)), (3, None, (1, 3)), (3, 2, (2, 2)), (9, None, (1, 6)), (9, 1, (1, 1))],
 )
 def test_processes(monkeypatch: pytest.MonkeyPatch, count: int, jobs: int | None, expected: tuple[int, int]) -> None:
-    monkeypatch.setattr(batch, "_cores", lambda: 6)
+    monkeypatch.setattr(batch, "cores", lambda: 6)
     assert batch.processes(count, jobs) == expected
 
 
@@ -184,7 +184,7 @@ def test_others_help_where_that_is_faster(monkeypatch: pytest.MonkeyPatch, folde
     assert not batch.is_faster(2, start_s=1.0, left_s=3.9)  # 2.95 s instead of 3.9
     assert batch.is_faster(2, start_s=1.0, left_s=4.1)
     assert not batch.is_faster(1, start_s=0.0, left_s=1000.0)
-    monkeypatch.setattr(batch, "_cores", lambda: 2)
+    monkeypatch.setattr(batch, "cores", lambda: 2)
     asked: list[tuple[int, float]] = []
     monkeypatch.setattr(
         batch, "is_faster", lambda processes, start_s, left_s: asked.append((processes, left_s)) or False
