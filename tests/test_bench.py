@@ -79,7 +79,7 @@ def test_live_day_and_long(
 
 
 def test_serve(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], manifest: Path) -> None:
-    few = ("--clients", 2, "--streams", 2, "--count", 2, "--crowd", 3)
+    few = ("--clients", 2, "--streams", 2, "--count", 2, "--crowd", 3, "--parts", "files", "streams", "soak")
     said = bench(monkeypatch, capfd, "serve", manifest, "digits", *few)
     assert re.search(r"\| 2 \| [\d.]+ \|\n", said)
     assert re.search(r"\| 2 \| [\d.]+ s \| [\d.]+ s \|", said)

@@ -74,12 +74,16 @@ class _Asked:
     no_page: Annotated[bool, typer.Option("--no-page", help="No page at /.")] = False
     no_metrics: Annotated[bool, typer.Option("--no-metrics", help="No /metrics.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line a request.")] = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also why requests are refused, and what streams and workers do.")
+    ] = False
     log_json: Annotated[bool, typer.Option("--log-json", help="The log as JSON lines.")] = False
 
     def settings(self) -> Settings:
         """raises: BadParameter where options contradict each other; ServeError."""
         options.refuse(
             (len(self.model or []) > 4, "--model", f"expected at most 4, got {len(self.model or [])}"),
+            (self.quiet and self.verbose, "--quiet", "--verbose asks for the opposite"),
             (self.token_file is not None and self.no_token, "--no-token", "contradicts --token-file"),
             (self.tls_cert is not None and self.tls_key is None, "--tls-key", "is needed with --tls-cert"),
             (self.tls_cert is None and self.tls_key is not None, "--tls-cert", "is needed with --tls-key"),
@@ -126,7 +130,7 @@ class _Asked:
 def serve(asked: _Asked) -> None:
     """Recognise files and live streams for other programs, and in a page with a microphone; offline, Ctrl-C ends."""
     settings = asked.settings()
-    _log(asked.quiet, asked.log_json)
+    _log(asked.quiet, asked.verbose, asked.log_json)
     # A token that nobody chose is shown, after a mark that keeps it out of logs.
     made = settings.token is not None and asked.token_file is None and settings.token != os.environ.get("ASR_TOKEN")
     with terminal.interruptible():
@@ -158,7 +162,7 @@ def _token(file: Path | None) -> str | None:
     return token
 
 
-def _log(quiet: bool, as_json: bool) -> None:
+def _log(quiet: bool, verbose: bool, as_json: bool) -> None:
     """A line a request on stderr."""
     import logging
 
@@ -172,7 +176,7 @@ def _log(quiet: bool, as_json: bool) -> None:
     log.handlers = [Notes()]
     log.handlers[0].setFormatter(Lines(as_json))
     log.propagate = False
-    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
 def _run(settings: Settings, shown: str) -> None:

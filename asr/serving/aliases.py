@@ -5,6 +5,7 @@ source: whisper-asr-webservice, app/webservice.py; whisper.cpp, examples/server.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import replace
 from typing import Any
@@ -48,8 +49,8 @@ async def webservice(request: web.Request) -> web.StreamResponse:
     if output == "json":
         words = query.get("word_timestamps", "false").lower() in ("true", "1")
         asked = openai.Asked(service.default, language, "verbose_json", words=words)
-        return openai.answer(transcript, asked)
-    return web.Response(text=WRITERS[output](transcript, ""))
+        return await asyncio.to_thread(openai.answer, transcript, asked)
+    return web.Response(text=await asyncio.to_thread(WRITERS[output], transcript, ""))
 
 
 async def detect(request: web.Request) -> web.StreamResponse:
@@ -76,7 +77,7 @@ async def inference(request: web.Request) -> web.StreamResponse:
             }
             asked = replace(openai.asked(known, service), words=True)
             async with contextlib.aclosing(openai.recognised(request, upload, service.default)) as events:
-                return openai.answer(await openai.last_of(events), asked)
+                return await asyncio.to_thread(openai.answer, await openai.last_of(events), asked)
     except ApiError as error:
         told = service.tell(error, request[REQUEST_ID])
         return web.json_response({"error": str(told)}, status=told.status, headers=told.headers, dumps=dumps)

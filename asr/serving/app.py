@@ -9,6 +9,7 @@ import logging
 import re
 import secrets
 import ssl
+import sys
 import traceback
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -25,6 +26,8 @@ from asr.serving.wyoming import Wyoming
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_LINE = 8190  # bytes of a header, and of the request's line
 MAX_HEADERS = 64
+MAX_CONNECTIONS = 512  # beyond which those go that ask nothing, the oldest first
+_TURN = 64 << 10  # bytes that are read of one connection before the others have their turn
 _LAST_WORDS_S = 3.0  # for streams, when the server ends
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _log = logging.getLogger("asr.serving")
@@ -70,6 +73,7 @@ async def run(settings: Settings, stop: asyncio.Event, ready: Callable[[str, Map
     """
     for kind in (BadContentDispositionHeader, BadContentDispositionParam):  # which would show what clients send
         warnings.simplefilter("ignore", kind)
+    _allow_descriptors()
     app = application(settings)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
     await runner.setup()  # the models too: the port opens when they are there
@@ -95,6 +99,16 @@ async def run(settings: Settings, stop: asyncio.Event, ready: Callable[[str, Map
     finally:
         await wyoming.stop()
         await runner.cleanup()
+
+
+def _allow_descriptors() -> None:
+    """Connections for as many as the system lets this process have, not the thousand that it begins with."""
+    if sys.platform != "win32":
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _listen(runner: web.AppRunner, settings: Settings, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
@@ -143,7 +157,20 @@ async def _settle(service: Service) -> None:
 
 
 class _Connection(web.RequestHandler):
-    """A connection whose errors before any handler, such as of broken HTTP, are told like all others."""
+    """A connection of which little is read at a time, so that others have their turn soon, and whose errors before any
+    handler, such as of broken HTTP, are told like all others.
+    """
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if hasattr(transport, "max_size"):  # of asyncio's own loops
+            transport.max_size = _TURN
+        assert self._manager is not None
+        others = self._manager.connections
+        if len(others) > MAX_CONNECTIONS:
+            waiting = (one for one in others if isinstance(one, _Connection) and one._waiter is not None)
+            if oldest := next(waiting, None):
+                oldest.force_close()
 
     def handle_error(
         self,
@@ -224,7 +251,7 @@ async def _surround(request: web.Request, handler: Handler) -> web.StreamRespons
             extra={
                 "request": {
                     "method": request.method,
-                    "path": request.path[:100],
+                    "path": request.rel_url.raw_path[:100],  # without line ends
                     "status": status,
                     "ms": round(spent * 1000),
                     "audio_s": round(request.get(AUDIO_S, 0.0), 3),
@@ -235,6 +262,7 @@ async def _surround(request: web.Request, handler: Handler) -> web.StreamRespons
 
 
 async def _respond(request: web.Request, handler: Handler, service: Service) -> web.StreamResponse:
+    await asyncio.sleep(0)  # however many requests come at once, other clients have their turn between two
     try:
         try:
             service.guard.check(request)

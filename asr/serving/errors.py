@@ -8,6 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
+# Of JSON. While it is parsed, nobody else is served, not even in other threads: twenty megabytes can take seconds.
+MAX_JSON = 64 << 10
+
 
 class ApiError(Exception):
     """An answer that is an error: its status, a code for programs, a message for people, and the field it is about."""
@@ -42,12 +45,18 @@ class ApiError(Exception):
 
 
 def dumps(value: object) -> str:
-    """JSON as it goes out: letters as they are."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    """JSON as it goes out: letters as they are, without what UTF-8 cannot write."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode()
 
 
-def json_object(text: str, expected: str, param: str | None = None) -> dict[str, Any]:
-    """An object as it comes in. raises: ApiError, which says what was expected."""
+def json_object(text: str | bytes, expected: str, param: str | None = None, most: int = MAX_JSON) -> dict[str, Any]:
+    """An object as it comes in.
+
+    most:   characters or bytes that may be parsed; see MAX_JSON.
+    raises: ApiError, which says what was expected.
+    """
+    if len(text) > most:
+        raise ApiError(400, "invalid_value", f"expected at most {most >> 10} KiB of JSON, got {len(text) >> 10}", param)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

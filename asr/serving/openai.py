@@ -136,7 +136,7 @@ async def transcribe(request: web.Request) -> web.StreamResponse:
             if wanted.stream:
                 return await _send_events(request, events, wanted)
             transcript = await last_of(events)
-    return answer(transcript, wanted)
+    return await asyncio.to_thread(answer, transcript, wanted)  # of hours, it takes a while
 
 
 async def recognised(

@@ -200,6 +200,7 @@ class Pool:
         match message:
             case ("ready",):
                 worker.state, worker.loading, self._delay_s = "idle", False, 0.0
+                _log.debug("worker %s: ready", worker.process.pid)
                 assert self._started is not None
                 if not self._started.done() and all(one.state == "idle" for one in self._workers):
                     self._started.set_result(None)
@@ -210,6 +211,7 @@ class Pool:
                 self._pass_on(worker, message)
             case ("done" | "failed", *_):
                 self._proved = worker.heard
+                _log.debug("worker %s: %s", worker.process.pid, message[0])
                 self._pass_on(worker, message)
                 self._free(worker)
 
@@ -273,6 +275,7 @@ class Pool:
                 self._waiting.remove(job)
                 now = self._loop.time()
                 self._metrics.observe("asr_queue_wait_seconds", now - job.since)
+                _log.debug("worker %s: begins, %d more wait", worker.process.pid, len(self._waiting))
                 worker.state, worker.job, job.worker = "busy", job, worker
                 worker.limit = self._loop.call_later(self._settings.job_timeout_s, self._kill, worker, "timeout")
                 with contextlib.suppress(OSError):  # it is dead, as will be told

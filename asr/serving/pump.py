@@ -26,16 +26,26 @@ Result = TypeVar("Result")
 
 
 class Live:
-    """One stream's recogniser. raises: ApiError where it becomes too long; AudioError for samples that are none."""
+    """One client's recogniser. raises: ApiError where it listens for too long; AudioError for samples that are none."""
 
-    def __init__(self, service: Service, make: Callable[[], Session], rate: int) -> None:
-        self._service, self._make = service, make
-        self._piece = max(1, round(_PIECE_S * rate))
-        self._rate = rate
-        self._heard = 0  # samples, whatever was begun anew
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._began = asyncio.get_running_loop().time()
+        self._heard_s = 0.0  # whatever was begun anew
 
-    async def begin(self) -> None:
-        """Listen to something new, of which the times start at 0. raises: AsrError for options that are none."""
+    async def begin(self, recognizer: Callable[[], Recognizer], rate: int, **options: Any) -> None:
+        """Listen to something new, of which the times start at 0.
+
+        recognizer: called in a thread, as it may have to be made.
+        options:    of `Recognizer.stream`.
+        raises:     AsrError for options that are none.
+        """
+        self._rate, self._piece = rate, max(1, round(_PIECE_S * rate))
+        self._make = lambda: Session(recognizer(), rate, **options)
+        await self.again()
+
+    async def again(self) -> None:
+        """Listen to something new in the same way."""
         self._session = await asyncio.get_running_loop().run_in_executor(self._service.threads, self._make)
 
     @property
@@ -48,9 +58,10 @@ class Live:
         events: Heard = []
         for at in range(0, len(samples), self._piece) or [0]:
             piece = samples[at : at + self._piece]
-            self._heard += len(piece) + (lost if at == 0 else 0)
-            if self._heard > self._service.settings.max_stream_s * self._rate:
-                hours = self._service.settings.max_stream_s / 3600
+            self._heard_s += (len(piece) + (lost if at == 0 else 0)) / self._rate
+            most_s, spent_s = self._service.settings.max_stream_s, asyncio.get_running_loop().time() - self._began
+            if max(self._heard_s, spent_s) > most_s:
+                hours = most_s / 3600
                 raise ApiError(413, "audio_too_long", f"expected at most {hours:g} hours in a stream; see --max-stream")
             events += await self._run(partial(self._session.hear, piece, lost if at == 0 else 0))
             self._service.metrics.count("asr_audio_seconds_total", len(piece) / self._rate, kind="stream")
@@ -84,14 +95,9 @@ async def slot(service: Service, protocol: str) -> AsyncIterator[None]:
 
 
 async def listen(service: Service, recognizer: Callable[[], Recognizer], rate: int, **options: Any) -> Live:
-    """A recogniser that listens.
-
-    recognizer: called in a thread, as it may have to be made.
-    options:    of `Recognizer.stream`.
-    raises:     AsrError for options that are none.
-    """
-    one = Live(service, lambda: Session(recognizer(), rate, **options), rate)
-    await one.begin()
+    """A recogniser that listens; see `Live.begin`."""
+    one = Live(service)
+    await one.begin(recognizer, rate, **options)
     return one
 
 

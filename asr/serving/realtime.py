@@ -1,8 +1,8 @@
 """OpenAI's Realtime interface, for transcription alone: base64 in JSON, over a WebSocket.
 
 Three dialects are in use and answered in kind: today's (`session.update` with `audio.input`), the beta's
-(`transcription_session.update`), and the beta's flat `session.update`. What is merely not supported is echoed and changes
-nothing: some clients give up at any error.
+(`transcription_session.update`), and the beta's flat `session.update`. What is known but not supported is echoed and changes
+nothing, what is not known is dropped: some clients give up at any error.
 
 source: openai-python 3.57.0, openai/types/realtime.
 """
@@ -10,13 +10,11 @@ source: openai-python 3.57.0, openai/types/realtime.
 from __future__ import annotations
 
 import asyncio
-import base64
 import binascii
-import json
 import math
+import re
 import secrets
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,11 +22,11 @@ from aiohttp import WSMsgType, web
 
 from asr.errors import AsrError
 from asr.pauses import Endpointing
-from asr.serving.errors import ApiError, dumps, invalid, json_object
+from asr.serving.errors import MAX_JSON, ApiError, dumps, invalid, json_object
 from asr.serving.openai import logprobs
-from asr.serving.pump import Heard, Live, listen, slot
+from asr.serving.pump import Heard, Live, slot
 from asr.serving.service import SERVICE, Service
-from asr.serving.stream import CLOSE_CODES, POLICY, opened
+from asr.serving.stream import CLOSE_CODES, POLICY, opened, receive
 from asr.stream import Final, Partial
 from asr.transcript import Word
 
@@ -37,6 +35,18 @@ LEAST_RATE, MOST_RATE = 8_000, 48_000  # Hz
 _RATE = 24_000
 _LEAST_S, _MOST_S = 0.2, 5.0  # of the silence that ends a turn
 _LOGPROBS = "item.input_audio_transcription.logprobs"
+_BLOCK = 64 << 10  # characters of base64 that are decoded in one go; of whole samples
+_AUDIO = re.compile(r'"audio"\s*:\s*"')
+_MAX_NAME = 100  # characters of what is echoed
+# What of a session's settings is known; of these, what is not heeded is echoed all the same.
+_KNOWN = {
+    "transcription": ("model", "language", "delay"),
+    "noise_reduction": ("type",),
+    "turn_detection": (
+        *("type", "silence_duration_ms", "threshold", "prefix_padding_ms", "eagerness", "idle_timeout_ms"),
+        *("create_response", "interrupt_response"),
+    ),
+}
 _BETA_FORMATS: dict[str, dict[str, Any]] = {
     "pcm16": {"type": "audio/pcm", "rate": _RATE},
     "g711_ulaw": {"type": "audio/pcmu"},
@@ -91,6 +101,7 @@ class _Conversation:
         }
         self._include: list[str] = []
         self._is_beta = False
+        self._expires = int(time.time() + service.settings.max_stream_s)
         self._live: Live | None = None
         self._previous: str | None = None
         self._began_s = 0.0  # when the live one began to listen
@@ -102,7 +113,7 @@ class _Conversation:
         self._words: list[Word] = []  # of the item
         self._sent: list[str] = []  # words that were told as deltas
         self._before = 0  # of those, how many are of utterances that have ended
-        self._count = 0  # samples
+        self._heard_s = 0.0
 
     @property
     def _turns(self) -> bool:
@@ -113,13 +124,13 @@ class _Conversation:
         await self._send("session.created", session=self._session())
         wait_s = self._service.settings.first_s
         while True:
-            message = await self._socket.receive(wait_s)
+            message = await receive(self._socket, wait_s)
             if message.type != WSMsgType.TEXT:
                 raise ConnectionResetError("the client is gone, or sends what is no text")
             wait_s = self._service.settings.idle_s
             event: dict[str, Any] = {}
             try:
-                event = json_object(message.data, "expected an object of JSON with a type", "type")
+                event = _event(message.data)
                 await self._heed(event)
             except AsrError as error:
                 await self._fail(ApiError(400, "invalid_value", str(error)), event)
@@ -133,10 +144,7 @@ class _Conversation:
             case "session.update" | "transcription_session.update":
                 await self._update(event)
             case "input_audio_buffer.append":
-                samples = self._samples(event.get("audio"))
-                self._count += len(samples)
-                live = await self._listening()
-                await self._tell(await live.hear(samples))
+                await self._append(event.get("audio"))
             case "input_audio_buffer.commit":
                 await self._commit()
             case "input_audio_buffer.clear":
@@ -153,7 +161,6 @@ class _Conversation:
         session = event.get("session")
         if not isinstance(session, dict):
             raise invalid("expected an object", "session")
-        before = json.dumps(self._input)
         kind = "transcription_session.updated" if event["type"].startswith("transcription") else "session.updated"
         wanted: dict[str, Any] = {}
         if "input_audio_format" in session or kind.startswith("transcription"):
@@ -166,19 +173,19 @@ class _Conversation:
             audio = session.get("audio")
             given = audio.get("input") if isinstance(audio, dict) else None
             wanted = given if isinstance(given, dict) else {}
-        known = {name: value for name, value in wanted.items() if name in self._input}
-        _check(known)
-        self._input |= known
+        now = self._input | {name: _known(name, value) for name, value in wanted.items() if name in self._input}
+        changed = self._live is not None and now != self._input
+        if changed:
+            await self._finish()
+        self._input = now
+        if changed:
+            await self._begin_anew()
         if isinstance(session.get("include"), list):
-            self._include = [one for one in session["include"] if isinstance(one, str)][:10]
-        if self._live is not None and json.dumps(self._input) != before:
-            await self._tell(await self._live.finish())
-            self._live = None
+            self._include = [_LOGPROBS] if _LOGPROBS in session["include"] else []
         await self._send(kind, session=self._session())
 
     def _session(self) -> dict[str, Any]:
-        expires = int(time.time() + self._service.settings.max_stream_s)
-        head = {"id": self._id, "object": "realtime.transcription_session", "expires_at": expires}
+        head = {"id": self._id, "object": "realtime.transcription_session", "expires_at": self._expires}
         if self._is_beta:
             names = {value["type"]: name for name, value in _BETA_FORMATS.items()}
             return head | {
@@ -190,29 +197,40 @@ class _Conversation:
             }
         return head | {"type": "transcription", "audio": {"input": self._input}, "include": self._include}
 
-    async def _listening(self) -> Live:
-        """The recogniser for what the session is now."""
-        if self._live is None:
-            transcription = self._input["transcription"]
-            name = transcription.get("model") if isinstance(transcription, dict) else None
-            recognizer = self._service.recognizers[name if name in self._service.models else self._service.default]
-            self._live = await listen(
-                self._service, lambda: recognizer, _rate(self._input["format"]), endpointing=_endpointing(self._input)
-            )
-        return self._live
+    async def _begin(self, live: Live) -> None:
+        """Listen as the session is now."""
+        name = (self._input["transcription"] or {}).get("model")
+        recognizer = self._service.recognizers[name if name in self._service.models else self._service.default]
+        options = {"endpointing": _endpointing(self._input)}
+        await live.begin(lambda: recognizer, _rate(self._input["format"]), **options)
 
     async def _begin_anew(self) -> None:
         assert self._live is not None
         self._began_s += self._live.time_s
-        await self._live.begin()
+        await self._begin(self._live)
 
-    def _samples(self, audio: object) -> np.ndarray:
-        try:
-            content = base64.b64decode(audio, validate=True) if isinstance(audio, str) else b""
-        except (binascii.Error, ValueError):
-            content = b""
-        if not content and audio != "":
+    async def _finish(self) -> None:
+        assert self._live is not None
+        await self._tell(await self._live.finish())
+
+    async def _append(self, audio: object) -> None:
+        """Hear more, decoded block by block. What comes before a fault in it counts."""
+        if not isinstance(audio, str) or len(audio) % 4:
             raise invalid("expected sound as base64", "audio")
+        if self._live is None:
+            live = Live(self._service)
+            await self._begin(live)
+            self._live = live
+        for at in range(0, len(audio), _BLOCK):
+            samples = self._samples(audio[at : at + _BLOCK])
+            self._heard_s += len(samples) / _rate(self._input["format"])
+            await self._tell(await self._live.hear(samples))
+
+    def _samples(self, block: str) -> np.ndarray:
+        try:
+            content = binascii.a2b_base64(block, strict_mode=True)
+        except ValueError:
+            raise invalid("expected sound as base64", "audio") from None
         table = _TABLES.get(self._input["format"]["type"])
         if table is not None:
             found: np.ndarray = table[np.frombuffer(content, np.uint8)]
@@ -223,10 +241,10 @@ class _Conversation:
 
     async def _commit(self) -> None:
         """The item ends here, whatever is said after it."""
-        if self._live is None or not self._count:
+        if self._live is None or not self._heard_s:
             raise ApiError(400, "input_audio_buffer_commit_empty", "expected sound before the commit, got none")
         item = self._item
-        await self._tell(await self._live.finish())
+        await self._finish()
         if self._item == item:
             await self._complete()
         await self._begin_anew()
@@ -288,14 +306,13 @@ class _Conversation:
         }
         for kind in ["created"] if self._is_beta else ["added", "done"]:
             await self._send(f"conversation.item.{kind}", item=item, previous_item_id=self._previous)
-        seconds = round(self._count / _rate(self._input["format"]), 3)
         more = {"logprobs": logprobs(self._words)} if _LOGPROBS in self._include else {}
         await self._send(
             "conversation.item.input_audio_transcription.completed",
             item_id=self._item,
             content_index=0,
             transcript=" ".join(word.text for word in self._words),
-            usage={"type": "duration", "seconds": seconds},
+            usage={"type": "duration", "seconds": round(self._heard_s, 3)},
             **more,
         )
         self._previous = self._item
@@ -303,7 +320,7 @@ class _Conversation:
     async def _fail(self, error: ApiError, event: dict[str, Any]) -> None:
         told = self._service.tell(error, "realtime")
         given = event.get("event_id")
-        body = told.body["error"] | {"event_id": given if isinstance(given, str) else None}
+        body = told.body["error"] | {"event_id": given if isinstance(given, str) and _is_plain(given) else None}
         await self._send("error", error=body)
 
     async def _send(self, kind: str, **fields: Any) -> None:
@@ -312,33 +329,53 @@ class _Conversation:
             await self._socket.send_str(dumps(event))
 
 
-def _check(wanted: dict[str, Any]) -> None:
-    """raises: ApiError for settings that have no meaning."""
-    kinds: dict[str, Callable[[Any], bool]] = {
-        "format": lambda value: isinstance(value, dict) and _is_format(value),
-        "turn_detection": lambda value: value is None or isinstance(value, dict),
-        "transcription": lambda value: value is None or isinstance(value, dict),
-        "noise_reduction": lambda value: value is None or isinstance(value, dict),
-    }
-    for name, value in wanted.items():
-        if not kinds[name](value):
-            raise invalid(
-                "expected audio/pcm with a rate from 8000 to 48000, audio/pcmu or audio/pcma"
-                if name == "format"
-                else "expected an object or null",
-                f"session.audio.input.{name}",
-            )
+def _event(text: str) -> dict[str, Any]:
+    """A client's event. Of a long one the sound is cut out before the rest is parsed. raises: ApiError."""
+    sound, expected = None, "expected an object of JSON with a type"
+    if len(text) > MAX_JSON and (found := _AUDIO.search(text, 0, MAX_JSON)):
+        begin = found.end()
+        end = text.find('"', begin)
+        if end >= 0:
+            sound, text = text[begin:end].replace("\\/", "/"), text[:begin] + text[end:]
+    event = json_object(text, expected, "type")
+    if sound is not None:
+        if event.get("audio") != "":
+            raise invalid(expected, "type")
+        event["audio"] = sound
+    return event
 
 
-def _is_format(value: dict[str, Any]) -> bool:
-    rate = value.get("rate", _RATE)
-    return value.get("type") in _TABLES or (
-        value.get("type") == "audio/pcm" and isinstance(rate, int) and LEAST_RATE <= rate <= MOST_RATE
+def _known(name: str, value: object) -> dict[str, Any] | None:
+    """What is known of one of a session's settings. raises: ApiError if it has no meaning."""
+    if name == "format":
+        return _format(value)
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise invalid("expected an object or null", f"session.audio.input.{name}")
+    return {field: value[field] for field in _KNOWN[name] if _is_plain(value.get(field))}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is one that can be echoed: a name, a number or a flag."""
+    if isinstance(value, str):
+        return len(value) <= _MAX_NAME and value.isprintable()
+    return isinstance(value, int | float) and abs(value) <= 1e9  # nor NaN
+
+
+def _format(value: object) -> dict[str, Any]:
+    kind, rate = (value.get("type"), value.get("rate", _RATE)) if isinstance(value, dict) else (None, None)
+    if isinstance(kind, str) and kind in _TABLES:
+        return {"type": kind}
+    if kind == "audio/pcm" and isinstance(rate, int) and LEAST_RATE <= rate <= MOST_RATE:
+        return {"type": kind, "rate": rate}
+    raise invalid(
+        "expected audio/pcm with a rate from 8000 to 48000, audio/pcmu or audio/pcma", "session.audio.input.format"
     )
 
 
 def _rate(kind: dict[str, Any]) -> int:
-    return 8000 if kind["type"] in _TABLES else int(kind.get("rate", _RATE))
+    return 8000 if kind["type"] in _TABLES else int(kind["rate"])
 
 
 def _endpointing(wanted: dict[str, Any]) -> Endpointing:

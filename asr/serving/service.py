@@ -23,6 +23,7 @@ from asr.serving.guard import Guard
 from asr.serving.metrics import Metrics
 from asr.serving.pool import Pool
 from asr.serving.settings import ServeError, Settings
+from asr.serving.steering import Steered
 
 # Names under which other programs ask for a recogniser.
 ALIASES = (
@@ -34,8 +35,8 @@ _log = logging.getLogger("asr.serving")
 
 
 class Service:
-    """models: name -> file, the default first; streams: protocol -> how many there are; sockets: the open ones, each
-    with what ends it in peace."""
+    """models: name -> file, the default first; recognizers: those of this process, for streams; steered: the same, steered;
+    streams: protocol -> how many there are; sockets: the open ones, each with what ends it in peace."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -80,6 +81,7 @@ class Service:
                 lambda: {name: Recognizer(model, **self.settings.steering) for name, model in self.models.items()}
             )
             self.recognizers, _ = await asyncio.gather(loading, self.pool.start())
+            self.steered = Steered(self.recognizers)
         except BaseException:
             await self.stop()
             raise
@@ -106,6 +108,7 @@ class Service:
     def tell(self, error: ApiError, request_id: str) -> ApiError:
         """Count an error; of one of our own the client learns no more than where the log has it."""
         self.metrics.count("asr_errors_total", code=error.code)
+        _log.debug("%s: refused, %s%s", request_id, error.code, f" ({error.param})" if error.param else "")
         if error.status != 500:
             return error
         _log.error("%s: %s", request_id, error)
@@ -123,9 +126,11 @@ class Service:
         if sum(self.streams.values()) >= self.settings.max_streams:
             raise overloaded(10)
         self.streams[protocol] = self.streams.get(protocol, 0) + 1
+        _log.debug("%s: a stream begins, %d now", protocol, sum(self.streams.values()))
 
     def end_stream(self, protocol: str, how: str) -> None:
         self.streams[protocol] -= 1
+        _log.debug("%s: a stream ends, %s, %d now", protocol, how, sum(self.streams.values()))
         self.metrics.count("asr_streams_total", protocol=protocol, end=how)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -11,10 +10,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from asr.errors import AsrError
-from asr.serving.errors import ApiError, dumps, invalid
+from asr.serving.errors import ApiError, dumps, invalid, json_object
 from asr.serving.pump import Live, Sound, listen, slot
 from asr.serving.service import SERVICE, Service
 from asr.session import Trouble
@@ -82,7 +81,12 @@ async def opened(
     """
     service = request.app[SERVICE]
     socket = web.WebSocketResponse(
-        protocols=protocols, max_msg_size=max_message, compress=False, heartbeat=service.settings.ping_s, timeout=2.0
+        protocols=protocols,
+        max_msg_size=max_message,
+        compress=False,
+        heartbeat=service.settings.ping_s,
+        autoping=False,
+        timeout=2.0,
     )
     if not socket.can_prepare(request):
         raise invalid("expected a WebSocket, got a plain request", "upgrade")
@@ -92,6 +96,18 @@ async def opened(
         yield socket
     finally:
         del service.sockets[socket]
+
+
+async def receive(socket: web.WebSocketResponse, wait_s: float) -> WSMessage:
+    """A client's next message. raises: TimeoutError if none comes; pings are none."""
+    async with asyncio.timeout(wait_s):
+        while True:
+            await asyncio.sleep(0)  # however many come at once, other clients have their turn between two
+            message = await socket.receive()
+            if message.type == WSMsgType.PING:
+                await socket.pong(message.data)
+            elif message.type != WSMsgType.PONG:
+                return message
 
 
 class _Conversation:
@@ -136,7 +152,7 @@ class _Conversation:
         settings = self._service.settings
         wait_s = settings.first_s
         try:
-            while await self._heard(await self._socket.receive(wait_s)):
+            while await self._heard(await receive(self._socket, wait_s)):
                 wait_s = settings.idle_s
             await self._sound.end()
         except TimeoutError:
@@ -156,15 +172,11 @@ class _Conversation:
             return True
         if message.type != WSMsgType.TEXT:
             raise ConnectionResetError("the client is gone")
-        try:
-            said = json.loads(message.data)
-            kind, lost = said["type"], said.get("samples", 0)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise invalid('expected JSON such as {"type": "end"}', "type") from None
-        if kind == "end":
+        said = json_object(message.data, 'expected JSON such as {"type": "end"}', "type")
+        if said.get("type") == "end":
             return False
-        most = self._service.settings.max_stream_s * self._rate
-        if kind != "lost" or not isinstance(lost, int) or not 0 <= lost <= most:
+        lost, most = said.get("samples", 0), self._service.settings.max_stream_s * self._rate
+        if said.get("type") != "lost" or not isinstance(lost, int) or not 0 <= lost <= most:
             raise invalid('expected {"type": "end"} or {"type": "lost", "samples": N}', "type")
         await self._sound.put(np.zeros(0, np.float32), lost)
         return True

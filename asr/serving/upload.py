@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 
 from asr.audio import SUFFIXES
 from asr.serving.errors import ApiError, invalid
@@ -21,7 +21,9 @@ from asr.serving.settings import Settings
 
 MAX_FIELD = 64 << 10  # bytes
 MAX_PARTS = 64
+MAX_LINES = 1000  # of boundaries and parts' headers; what is no file
 _PIECE = 64 << 10
+_WRITE = 1 << 20  # bytes that are written at a time
 
 
 @dataclass
@@ -51,11 +53,10 @@ async def received(request: web.Request, settings: Settings, folder: Path, part:
             )
         try:
             async with _in_time(request, settings):
-                await _read(await request.multipart(), request, settings, folder, part, upload)
+                form = MultipartReader(request.headers, _Lines(request.content))  # type: ignore[arg-type]
+                await _read(form, request, settings, folder, part, upload)
         except TimeoutError:
             raise ApiError(408, "upload_too_slow", "the file came too slowly; the server waits no longer") from None
-        except HTTPRequestEntityTooLarge:
-            raise _too_large(settings) from None
         except (AssertionError, LookupError, ValueError, RuntimeError, HttpProcessingError, web.RequestPayloadError):
             raise invalid("expected a body as multipart/form-data (RFC 7578), got a broken one", "body") from None
         if upload.path is None:
@@ -103,6 +104,22 @@ async def _in_time(request: web.Request, settings: Settings) -> AsyncIterator[No
             watching.cancel()
 
 
+class _Lines:
+    """A body of which so many lines are read, and no more: a megabyte of empty ones would keep the server busy."""
+
+    def __init__(self, content: StreamReader) -> None:
+        self._content, self._count = content, 0
+
+    async def readline(self, **limits: int) -> bytes:
+        self._count += 1
+        if self._count > MAX_LINES:
+            raise invalid(f"expected at most {MAX_LINES} lines of boundaries and headers", "body")
+        return await self._content.readline(**limits)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._content, name)
+
+
 async def _read(
     form: MultipartReader, request: web.Request, settings: Settings, folder: Path, wanted: str, upload: Upload
 ) -> None:
@@ -113,6 +130,8 @@ async def _read(
             raise invalid(f"expected at most {MAX_PARTS} parts", "body")
         if not isinstance(part, BodyPartReader):
             raise invalid("expected parts that are not multipart themselves", "body")
+        if part.headers.get("Content-Transfer-Encoding", "binary").lower() not in ("binary", "7bit", "8bit"):
+            raise invalid("expected parts as they are, without Content-Transfer-Encoding (RFC 7578, 4.7)", "body")
         name = (part.name or "").removesuffix("[]")
         if name != wanted:
             upload.fields.setdefault(name, []).append(await _text(part, name))
@@ -124,13 +143,18 @@ async def _read(
         path = folder / (secrets.token_hex(8) + (suffix if suffix in SUFFIXES else ""))
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123
             upload.path = path
+            waiting = bytearray()
             while piece := await part.read_chunk(_PIECE):
                 upload.size += len(piece)
                 if request.content.total_bytes > settings.max_upload:
                     raise _too_large(settings)
-                if request.content_length is None and shutil.disk_usage(folder).free < settings.least_free:
-                    raise ApiError(507, "insufficient_storage", "the server has no room for this file")
-                file.write(piece)
+                waiting += piece
+                if len(waiting) >= _WRITE:
+                    if request.content_length is None and shutil.disk_usage(folder).free < settings.least_free:
+                        raise ApiError(507, "insufficient_storage", "the server has no room for this file")
+                    await asyncio.to_thread(file.write, waiting)  # a disk may be slow
+                    waiting = bytearray()
+            await asyncio.to_thread(file.write, waiting)
 
 
 async def _text(part: BodyPartReader, name: str) -> str:

@@ -15,17 +15,16 @@ import numpy as np
 from aiohttp import WSMsgType, web
 
 from asr.errors import AsrError
-from asr.recognizer import Recognizer
 from asr.serving.errors import ApiError, dumps, json_object
 from asr.serving.pump import Heard, listen, slot
 from asr.serving.service import SERVICE, Service
-from asr.serving.stream import CLOSE_CODES, LEAST_RATE, MOST_RATE, POLICY, opened
-from asr.serving.worker import spellable
+from asr.serving.stream import CLOSE_CODES, LEAST_RATE, MOST_RATE, POLICY, opened, receive
 from asr.stream import Final, Partial
 from asr.transcript import Word
 
 MAX_MESSAGE = 16 << 20  # bytes: some send a whole recording at once
 MAX_PHRASES, MAX_PHRASE = 500, 200
+MAX_TEXT = 256 << 10  # characters of JSON, for so many phrases
 _EXPECTED = 'expected JSON such as {"eof": 1}'
 
 
@@ -65,16 +64,11 @@ class _Conversation:
 
     async def run(self) -> None:
         service = self._service
-        message = await self._socket.receive(service.settings.first_s)
+        message = await receive(self._socket, service.settings.first_s)
         while message.type == WSMsgType.TEXT and self._configure(message.data):
-            message = await self._socket.receive(service.settings.idle_s)
-        base = service.recognizers[service.default]
-
-        def recognizer() -> Recognizer:
-            phrases = spellable(self._phrases, base)
-            return base.derived(phrases=phrases) if phrases else base
-
-        one = await listen(service, recognizer, self._rate)
+            message = await receive(self._socket, service.settings.idle_s)
+        phrases = tuple(self._phrases)
+        one = await listen(service, lambda: service.steered(service.default, phrases=phrases), self._rate)
         while message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
             if message.type == WSMsgType.BINARY:
                 content = self._odd + message.data
@@ -83,16 +77,16 @@ class _Conversation:
                 await self._answer(await one.hear(np.frombuffer(content[:whole], "<i2").astype(np.float32) / 32768))
             elif not self._configure(message.data):
                 await self._answer(await one.finish(), final=True)
-                if "eof" in json_object(message.data, _EXPECTED):
+                if "eof" in json_object(message.data, _EXPECTED, most=MAX_TEXT):
                     await self._socket.close()
                     return
-                await one.begin()
-            message = await self._socket.receive(service.settings.idle_s)
+                await one.again()
+            message = await receive(self._socket, service.settings.idle_s)
         raise ConnectionResetError("the client is gone")
 
     def _configure(self, text: str) -> bool:
         """Whether a message is settings, which are not answered; after the first sound, only those of the answers count."""
-        config = json_object(text, _EXPECTED).get("config")
+        config = json_object(text, _EXPECTED, most=MAX_TEXT).get("config")
         if not isinstance(config, dict):
             return False
         with contextlib.suppress(TypeError, ValueError, OverflowError):

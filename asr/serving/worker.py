@@ -25,10 +25,9 @@ from typing import Any
 import numpy as np
 
 from asr import audio
-from asr.decoding import hotwords
-from asr.decoding.hotwords import HotWordError
 from asr.errors import AsrError
 from asr.recognizer import Heard, Recognizer
+from asr.serving.steering import Steered
 from asr.transcript import Transcript, Word, sounded_out
 
 CANCEL = "cancel"
@@ -67,7 +66,7 @@ def work(connection: Connection, models: Mapping[str, str], steering: Mapping[st
 
     threading.Thread(target=_live, args=(send,), daemon=True).start()
     try:
-        recognizers = {name: Recognizer(model, **steering) for name, model in models.items()}
+        steered = Steered({name: Recognizer(model, **steering) for name, model in models.items()})
     except AsrError as error:
         send("broken", str(error))
         return
@@ -81,7 +80,7 @@ def work(connection: Connection, models: Mapping[str, str], steering: Mapping[st
         except (EOFError, OSError):  # the server is gone
             return
         if task != CANCEL:  # one that comes after the end
-            send(*_recognise(recognizers[task.model], task, connection, lambda heard: send("heard", heard)))
+            send(*_recognise(steered, task, connection, lambda heard: send("heard", heard)))
 
 
 def _live(send: Callable[[str], None]) -> None:
@@ -106,14 +105,14 @@ def _limit(memory: int) -> None:
 
 
 def _recognise(
-    recognizer: Recognizer, task: Task, connection: Connection, tell: Callable[[Heard], None]
+    steered: Steered, task: Task, connection: Connection, tell: Callable[[Heard], None]
 ) -> tuple[object, ...]:
     """The last message of a task."""
     try:
         words: list[Word] = []
         ended_s = 0.0
-        steered = recognizer.derived(hotwords=spellable(task.hotwords, recognizer)) if task.hotwords else recognizer
-        for heard in steered.utterances(_sound(task, connection)):
+        recognizer = steered(task.model, hotwords=task.hotwords)
+        for heard in recognizer.utterances(_sound(task, connection)):
             words += heard.words
             ended_s = heard.end_s
             tell(heard)
@@ -157,13 +156,3 @@ def _sound(task: Task, connection: Connection) -> Iterator[np.ndarray]:
 def _raw(path: Path, rate: int) -> Iterator[np.ndarray]:
     with path.open("rb") as file:
         yield from audio.pipe_blocks(file, rate=rate)
-
-
-def spellable(words: Iterable[str], recognizer: Recognizer) -> list[str]:
-    """Those words and phrases that the model can spell, as it would: a client does not know its alphabet."""
-    found: list[str] = []
-    for word in words:
-        word = word.replace("^", " ").lstrip("# ")
-        with contextlib.suppress(HotWordError):
-            found += hotwords.parse([word], recognizer.normalise, recognizer.tokens)
-    return found

@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from typing import Any
 
 import numpy as np
 
 from asr import __version__
 from asr.errors import AsrError
-from asr.serving.errors import ApiError, dumps, invalid
+from asr.serving.errors import ApiError, dumps, invalid, json_object, overloaded
 from asr.serving.pump import Heard, Live, listen, slot
 from asr.serving.service import Service
 from asr.serving.stream import LEAST_RATE, MOST_RATE
-from asr.serving.worker import spellable
 from asr.stream import Final
 
 MAX_LINE = 64 << 10  # bytes
-MAX_PART = 1 << 20  # of data, and of a payload
+MAX_DATA = 256 << 10
+MAX_PAYLOAD = 1 << 20
+MAX_CLIENTS = 64  # at a time
 IDLE_S = 30.0
 MAX_WORDS = 200
 _ATTRIBUTION = {"name": "asr", "url": ""}
@@ -54,6 +54,10 @@ class Wyoming:
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if len(self._talking) >= MAX_CLIENTS:
+            self._service.tell(overloaded(10), "wyoming")
+            writer.close()
+            return
         self._talking.add(task)
         try:
             # What is no protocol, too slow or gone ends its connection alone.
@@ -118,10 +122,8 @@ class _Conversation:
 
     async def _hear(self, data: dict[str, Any]) -> None:
         rate = _number(data, "rate", LEAST_RATE, MOST_RATE)
-        base = self._service.recognizers[self._model]
-        one: Live = await listen(
-            self._service, lambda: base.derived(hotwords=spellable(self._words, base)) if self._words else base, rate
-        )
+        words = tuple(self._words)
+        one: Live = await listen(self._service, lambda: self._service.steered(self._model, hotwords=words), rate)
         await self._send("transcript-start", {"language": self._service.language})
         while (event := await self._read()) is not None:
             kind, data, payload = event
@@ -142,6 +144,7 @@ class _Conversation:
 
     async def _read(self) -> tuple[str, dict[str, Any], bytes] | None:
         """Type, data and payload of the next event; None at the end. raises: ApiError for what is none."""
+        await asyncio.sleep(0)  # however many come at once, other clients have their turn between two
         async with asyncio.timeout(IDLE_S):
             try:
                 line = await self._reader.readline()
@@ -149,20 +152,19 @@ class _Conversation:
                 raise invalid("expected a line of at most 64 KiB", "line") from None
             if not line:
                 return None
-            try:
-                head = json.loads(line)
-                kind, data = str(head["type"]), dict(head.get("data") or {})
-                sizes = [int(head.get(name) or 0) for name in ("data_length", "payload_length")]
-            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-                raise invalid("expected a JSON line with a type", "line") from None
-            if not all(0 <= size <= MAX_PART for size in sizes):
-                raise invalid("expected at most 1 MiB", "length")
-            more, payload = [await self._reader.readexactly(size) for size in sizes]
+            head = json_object(line, "expected a JSON line with a type", "line", MAX_LINE)
+            kind, data = head.get("type"), head.get("data") or {}
+            if not isinstance(kind, str) or not isinstance(data, dict):
+                raise invalid("expected a JSON line with a type", "line")
+            parts = []
+            for name, most in (("data_length", MAX_DATA), ("payload_length", MAX_PAYLOAD)):
+                size = head.get(name) or 0
+                if not isinstance(size, int) or not 0 <= size <= most:
+                    raise invalid(f"expected at most {most >> 10} KiB", name)
+                parts.append(await self._reader.readexactly(size))
+        more, payload = parts
         if more:
-            try:
-                data |= json.loads(more)
-            except (ValueError, TypeError, RecursionError):
-                raise invalid("expected JSON as data", "data") from None
+            data |= json_object(more, "expected JSON as data", "data", MAX_DATA)
         return kind, data, payload
 
     async def _send(self, kind: str, data: dict[str, Any]) -> None:

@@ -108,7 +108,7 @@ def test_a_server_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_a_server_for_other_machines_makes_a_token(tmp_path: Path) -> None:
-    with serving(tmp_path, "--host", "0.0.0.0") as (process, line):
+    with serving(tmp_path, "--host", "0.0.0.0", "--verbose") as (process, line):
         url, _, rest = line.partition("#token=")
         token = rest.split()[0]
         assert len(token) == 32
@@ -122,6 +122,8 @@ def test_a_server_for_other_machines_makes_a_token(tmp_path: Path) -> None:
         _, err = process.communicate()
     assert process.returncode == 0
     assert token not in err
+    assert "refused, invalid_api_key" in err
+    assert "ready" in err
 
 
 def test_a_port_that_is_taken(cli: Cli, tmp_path: Path) -> None:
@@ -141,6 +143,7 @@ def test_a_port_that_is_taken(cli: Cli, tmp_path: Path) -> None:
     [
         (["-m", "none"], 1, "none: expected a model file"),
         (["--token-file", "none"], 1, "none: cannot be read as a token"),
+        (["--quiet", "--verbose"], 2, "--verbose asks for the opposite"),
         (["--tls-cert", "a.pem"], 2, "is needed with --tls-cert"),
         (["--reject", "1"], 2, "is for a grammar"),
     ],

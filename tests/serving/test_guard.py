@@ -121,6 +121,12 @@ def test_no_token(headers: dict[str, str]) -> None:
     assert check(headers | {"Upgrade": "websocket"}, path="/", token=TOKEN) == "invalid_api_key"
 
 
+def test_a_path_in_the_log_is_one_line(strict: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "asr.serving")
+    assert strict.ask("/a%0A127.0.0.1%20b")[0] == 401
+    assert [record.request["path"] for record in caplog.records if hasattr(record, "request")] == ["/a%0A127.0.0.1%20b"]
+
+
 def test_packed_bodies() -> None:
     assert check({"Content-Encoding": "gzip"}, method="POST") == "unsupported_format"
 
@@ -268,6 +274,8 @@ PART = b'--xx\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r
         b"--xx\r\nContent-Type: multipart/mixed; boundary=yy\r\n\r\n--yy\r\n\r\n1\r\n--yy--\r\n--xx--\r\n",
         b'--xx\r\nContent-Disposition: form-data; name="model"\r\n\r\n\xff\xfe\r\n--xx--\r\n',
         PART + b"1\r\n" + PART + b"2\r\n--xx--\r\n",
+        b"\n" * 20_000 + PART + b"1\r\n--xx--\r\n",
+        PART.replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n") + b"UklGRg==\r\n--xx--\r\n",
     ],
     ids=lambda body: str(body[:50]),
 )

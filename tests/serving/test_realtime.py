@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -54,7 +55,9 @@ def talk(
                 await one.send_str(event if isinstance(event, str) else json.dumps(event))
             found: list[dict[str, Any]] = []
             while sum(event["type"] == last for event in found) < count:
-                found.append(json.loads((await one.receive()).data))
+                message = await one.receive()
+                is_open = message.type == aiohttp.WSMsgType.TEXT
+                found.append(json.loads(message.data) if is_open else {"type": "closed", "code": one.close_code})
             return found
 
     return asyncio.run(talked())
@@ -186,6 +189,42 @@ def test_errors_do_not_end_a_session(server: Server, event: Any, code: str) -> N
     (told,) = (event["error"] for event in events if event["type"] == "error")
     assert (told["code"], told["event_id"]) == (code, "mine" if isinstance(event, dict) else None)
     assert texts(events) == [TEXT]
+
+
+def test_what_is_known_of_a_session_is_echoed_and_nothing_else(server: Server) -> None:
+    turns = {"type": "server_vad", "threshold": 0.5, "prefix_padding_ms": 300, "create_response": True}
+    given = {
+        "format": {"type": "audio/pcm", "rate": 16000},
+        "noise_reduction": {"type": "near_field"},
+        "transcription": {"model": "whisper-1", "language": "en", "delay": "low"},
+        "turn_detection": turns,
+    }
+    unknown = {"x": "y", "type": {"a": "b"}, "language": "e\nn", "delay": "l" * 101, "threshold": float("nan")}
+    changed = {name: unknown | value for name, value in given.items()} | {"transcription": unknown, "more": [1]}
+    wide = {"type": "session.update", "session": {"audio": {"input": changed}, "include": ["x", {"y": 1}]}}
+    wide["event_id"] = "\ud800"
+    first, second, third, fourth = talk(server, [update(**given), wide, update(format=None)], "error")
+    assert first["type"] == "session.created"
+    assert second["session"]["audio"]["input"] == given
+    assert third["session"]["audio"]["input"] == given | {"transcription": {}}
+    assert third["session"]["include"] == []
+    assert fourth["error"]["param"] == "session.audio.input.format"
+
+
+def test_updates_do_not_lengthen_a_stream(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.service, "settings", replace(server.settings, max_stream_s=6.0))
+    other = update(format={"type": "audio/pcm", "rate": 16000})
+    events = talk(server, [*appended(pcm()), other, *appended(pcm(16000))], "closed")
+    assert events[-1]["code"] == 1008
+    assert len([event for event in events if event["type"] == "session.updated"]) == 1
+
+
+def test_a_format_that_changes_within_an_item(server: Server) -> None:
+    """Its length is that of the sound, its times go on, and what was said before counts."""
+    first, then = update(turn_detection=None), update(format={"type": "audio/pcm", "rate": 16000})
+    events = talk(server, [first, *appended(pcm()), then, *appended(pcm(16000)), COMMIT], COMPLETED)
+    assert texts(events) == [f"{TEXT} {TEXT}"]
+    assert events[-1]["usage"]["seconds"] == pytest.approx(9.0, abs=0.01)
 
 
 def test_clear_forgets(server: Server) -> None:
