@@ -17,8 +17,13 @@ A stream gives texts while audio is still coming (`asr.stream`):
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# From 1.32 on, onnxruntime keeps a number of this machine and reports on each model to its maker, unless it finds this when
+# it is imported; nothing that it can be told later stops it from that. What is heard here is nobody else's business.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from asr.errors import AsrError as AsrError

@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import importlib.metadata
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,13 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     script = "import sys, asr; print([m for m in ('numpy', 'onnxruntime', 'soundfile', 'typer') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_nothing_is_kept_for_the_makers_of_onnxruntime(tmp_path: Path) -> None:
+    """Unless it is told not to, it writes a number of the machine, and what it will send, below the user's folder."""
+    code = f"from asr import Recognizer; print(Recognizer('digits').transcribe({str(DATA / '7_jackson_0.wav')!r}).text)"
+    home = {name: str(tmp_path) for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "USERPROFILE")}
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | home
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("seven\n", "")
+    assert list(tmp_path.iterdir()) == []
