@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 MAX_LINE = 1 << 26  # bytes; the alignment of a long recording takes some MB
+_BATCH = 1 << 18  # bytes of lines that are read at a time
 _MAX_EXPANSION = 200  # of compressed files; real ones stay below 50, zeros reach 1000
 _SLACK = 1 << 20  # bytes that a file may hold whatever its compressed size
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
@@ -97,6 +98,31 @@ def lines(
     raises:  an error of the kind, naming file and line, if the file is missing, damaged, not UTF-8, or has a line or a
              length beyond all measure.
     """
+    for first, batch in batches(path, kind, what=what, missing=missing, max_line=max_line):
+        yield from decode(batch, path, first, kind)
+
+
+def decode(batch: Iterable[bytes], path: str | Path, first: int, kind: type[AsrError]) -> Iterator[tuple[str, str]]:
+    """("FILE:NUMBER", line) of each of these lines, the first of which has that number, from 1. raises: as `lines`."""
+    for number, line in enumerate(batch, first):
+        try:
+            yield f"{path}:{number}", line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode()
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise kind(
+                f"{path}:{number}: expected UTF-8, got byte 0x{byte:02x}; save it as UTF-8: iconv -f latin1 -t utf-8"
+            ) from None
+
+
+def batches(
+    path: str | Path,
+    kind: type[AsrError],
+    *,
+    what: str = "file",
+    missing: str = "check the path",
+    max_line: int = MAX_LINE,
+) -> Iterator[tuple[int, list[bytes]]]:
+    """The lines of a file as they are, many at a time, and the number of the first of them, from 1; else as `lines`."""
     path = Path(path)
     number = size = 0
     try:
@@ -105,6 +131,8 @@ def lines(
             opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
             limit = _MAX_EXPANSION * path.stat().st_size + _SLACK if opener else math.inf
             file: IO[bytes] = opener(raw) if opener else raw
+            batch: list[bytes] = []
+            given = 0  # bytes
             while line := file.readline(max_line + 1):
                 number += 1
                 size += len(line)
@@ -115,12 +143,12 @@ def lines(
                         f"{path}:{number}: expected a file of text, got one that unpacks to more than {_MAX_EXPANSION} "
                         "times its size; unpack it yourself if you trust it"
                     )
-                yield f"{path}:{number}", line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode()
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise kind(
-            f"{path}:{number}: expected UTF-8, got byte 0x{byte:02x}; save it as UTF-8: iconv -f latin1 -t utf-8"
-        ) from None
+                batch.append(line)
+                if size - given > _BATCH:
+                    yield number - len(batch) + 1, batch
+                    batch, given = [], size
+            if batch:
+                yield number - len(batch) + 1, batch
     except FileNotFoundError:
         raise kind(f"{path}: no such {what}; {missing}") from None
     except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:

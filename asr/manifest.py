@@ -10,16 +10,24 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import eq
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
+from pydantic_core import from_json
 
 from asr import files
 from asr.errors import ManifestError as ManifestError
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"audio_filepath": str, "duration": (int, float), "text": str}
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {"offset": (int, float), "speaker": (str, int)}
+# Where an utterance's audio and text stand among all of them, one after the other, and how long they are, in bytes;
+# seconds; the numbers of the manifest's folder and of the speaker, or -1.
+_NAMES = ("at", "audio", "text", "duration_s", "offset_s", "folder", "speaker")
+_ROW = np.dtype({"names": _NAMES, "formats": ("i8", "u4", "u4", "f8", "f8", "i4", "i4")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +58,104 @@ class Skipped:
     reason: str
 
 
-def read(path: str | Path, faults: list[ManifestError] | None = None) -> list[Utterance]:
+class Utterances(Sequence[Utterance]):
+    """The utterances of manifests, as columns: of each 40 bytes and its texts; an Utterance is made when asked for.
+
+    A slice, or an array of numbers, makes Utterances that share the texts. durations_s: (n,) seconds.
+    """
+
+    def __init__(self, folders: Sequence[Path], texts: bytearray, rows: np.ndarray, speakers: Sequence[str]) -> None:
+        self._folders, self._texts, self._rows, self._speakers = folders, texts, rows, speakers
+        self.durations_s: np.ndarray = rows["duration_s"]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Utterance: ...
+
+    @overload
+    def __getitem__(self, index: slice | np.ndarray) -> Utterances: ...
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> Utterance | Utterances:
+        if isinstance(index, (slice, np.ndarray)):
+            return Utterances(self._folders, self._texts, self._rows[index], self._speakers)
+        at, audio, text, duration_s, offset_s, folder, speaker = self._rows[index].item()
+        end, known = at + audio, None if speaker < 0 else self._speakers[speaker]
+        name, said = (
+            part.decode("utf-8", "surrogatepass") for part in (self._texts[at:end], self._texts[end : end + text])
+        )
+        return Utterance(self._folders[folder] / name, duration_s, said, offset_s, known)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+
+def read(path: str | Path | Sequence[str | Path], faults: list[ManifestError] | None = None) -> Utterances:
     """The utterances of a manifest, in its order; that the audio exists is not checked here (see `asr.corpus.doctor`).
 
+    path:   one manifest, or several, to be read one after the other.
     faults: takes the errors of all lines that are not as described above, which are left out then.
     raises: ManifestError naming file and line if it is missing, empty, not UTF-8, or has such a line.
     """
-    path = Path(path)
-    numbered = files.lines(
-        path, ManifestError, what="manifest", missing="run the recipe's prepare.py first, or check the path"
-    )
-    utterances = []
+    paths = list(map(Path, [path] if isinstance(path, (str, Path)) else path))
+    texts, rows, ends, speakers = bytearray(), bytearray(), [0], dict[str, int]()
+    advice = "run the recipe's prepare.py first, or check the path"
+    for path in paths:
+        for first, batch in files.batches(path, ManifestError, what="manifest", missing=advice):
+            try:
+                rows += _columns(list(map(from_json, batch)), texts, speakers)
+            except (ValueError, TypeError, KeyError, OverflowError):  # rare; line by line, for a good message
+                numbered = files.decode(batch, path, first, ManifestError)
+                rows += _columns(list(_checked(numbered, faults)), texts, speakers)
+        ends.append(len(rows) // _ROW.itemsize)
+        if ends[-1] == ends[-2] and not faults:
+            raise ManifestError(f"{path}: expected one JSON object a line, got an empty file")
+    table = np.frombuffer(rows, _ROW)
+    table["folder"] = np.repeat(np.arange(len(paths)), np.diff(ends))
+    return Utterances([path.parent for path in paths], texts, table, list(speakers))
+
+
+def _columns(lines: Sequence[dict[str, Any]], texts: bytearray, speakers: dict[str, int]) -> bytes:
+    """Rows for these lines; names and texts go to the end of `texts`, new speakers to the others with their number.
+
+    raises: ValueError, TypeError, KeyError or OverflowError, before any change, for what may be a fault.
+    """
+    audio, said = [line["audio_filepath"] for line in lines], [line["text"] for line in lines]
+    seconds = [line["duration"] for line in lines], [line.get("offset", 0.0) for line in lines]
+    speaker = [line.get("speaker") for line in lines]
+    rows = np.empty(len(lines), _ROW)
+    duration_s, offset_s = rows["duration_s"], rows["offset_s"]
+    duration_s[:], offset_s[:] = seconds
+    if not (
+        {*map(type, audio), *map(type, said)} <= {str}
+        and {*map(type, seconds[0]), *map(type, seconds[1])} <= {float, int}
+        and {*map(type, speaker)} <= {str, int, type(None)}
+        and all(audio)
+        and np.all((duration_s > 0) & (offset_s >= 0) & np.isfinite(duration_s + offset_s))
+    ):
+        raise ValueError
+    parts = [part for both in zip(audio, said, strict=True) for part in both]
+    data = "".join(parts).encode("utf-8", "surrogatepass")
+    counts = parts if len(data) == sum(map(len, parts)) else [part.encode("utf-8", "surrogatepass") for part in parts]
+    rows["audio"], rows["text"] = np.array(list(map(len, counts))).reshape(-1, 2).T
+    lengths = rows["audio"].astype(np.int64) + rows["text"]
+    rows["at"] = len(texts) + np.cumsum(lengths) - lengths
+    rows["speaker"] = [-1 if one is None else speakers.setdefault(str(one), len(speakers)) for one in speaker]
+    texts += data
+    return rows.tobytes()
+
+
+def _checked(numbered: Iterable[tuple[str, str]], faults: list[ManifestError] | None) -> Iterator[dict[str, Any]]:
+    """The lines that are not empty, each as a manifest's; faults, as in `read`, takes the errors of the others."""
     for where, line in numbered:
         try:
             if line.strip():
-                utterances.append(_parse(line, path.parent, where))
+                yield _parse(line, where)
         except ManifestError as error:
             if faults is None:
                 raise
             faults.append(error)
-    if not utterances and not faults:
-        raise ManifestError(f"{path}: expected one JSON object a line, got an empty file")
-    return utterances
 
 
 def write(path: str | Path, utterances: Iterable[Utterance]) -> None:
@@ -83,29 +167,28 @@ def write(path: str | Path, utterances: Iterable[Utterance]) -> None:
     path = Path(path)
     # abspath, not resolve(): a corpus behind a symbolic link keeps the name it was given.
     folder = Path(os.path.abspath(path.parent))  # noqa: PTH100
-    lines = []
-    for utterance in utterances:
-        audio = Path(os.path.abspath(utterance.audio))  # noqa: PTH100
-        name = audio.relative_to(folder) if audio.is_relative_to(folder) else audio
-        row: dict[str, Any] = {"audio_filepath": name.as_posix(), "duration": round(utterance.duration_s, 6)}
-        row["text"] = utterance.text
-        if utterance.offset_s:
-            row["offset"] = round(utterance.offset_s, 6)
-        if utterance.speaker is not None:
-            row["speaker"] = utterance.speaker
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    files.make_folder(path.parent)
     try:
-        data = "".join(lines).encode("utf-8")
+        with files.replaced(path) as file:
+            for utterance in utterances:
+                audio = Path(os.path.abspath(utterance.audio))  # noqa: PTH100
+                name = audio.relative_to(folder) if audio.is_relative_to(folder) else audio
+                row: dict[str, Any] = {"audio_filepath": name.as_posix(), "duration": round(utterance.duration_s, 6)}
+                row["text"] = utterance.text
+                if utterance.offset_s:
+                    row["offset"] = round(utterance.offset_s, 6)
+                if utterance.speaker is not None:
+                    row["speaker"] = utterance.speaker
+                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
     except UnicodeEncodeError as error:
         part = error.object[max(0, error.start - 20) : error.end]
         raise ManifestError(
             f"{path}: expected Unicode text, got half a surrogate pair in {part!r}; nothing written"
         ) from None
-    files.make_folder(path.parent)
-    files.write(path, data, overwrite=True)
 
 
-def _parse(line: str, folder: Path, where: str) -> Utterance:
+def _parse(line: str, where: str) -> dict[str, Any]:
+    """A line's object, if it is a manifest's. raises: ManifestError."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # not only JSONDecodeError: also a number of 5000 digits
@@ -125,10 +208,7 @@ def _parse(line: str, folder: Path, where: str) -> Utterance:
     duration_s, offset_s = _seconds(row["duration"]), _seconds(row.get("offset") or 0.0)
     if not (math.isfinite(duration_s) and duration_s > 0 and math.isfinite(offset_s) and offset_s >= 0):
         raise ManifestError(f"{where}: expected duration > 0 and offset >= 0 seconds, got {duration_s} and {offset_s}")
-    speaker = row.get("speaker")
-    return Utterance(
-        folder / row["audio_filepath"], duration_s, row["text"], offset_s, None if speaker is None else str(speaker)
-    )
+    return row | {"duration": duration_s, "offset": offset_s}
 
 
 def _check_kind(value: object, kind: type | tuple[type, ...], key: str, where: str) -> None:

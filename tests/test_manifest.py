@@ -1,7 +1,9 @@
 import json
 import os
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,3 +153,62 @@ def test_write_is_whole_or_not_at_all(tmp_path: Path) -> None:
         write(path, [*good, Utterance(tmp_path / "b.wav", 1.0, "\ud800")])
     assert read(path) == good
     assert list(tmp_path.iterdir()) == [path]
+
+
+def listed(folder: Path, count: int) -> Path:
+    """A manifest of so many utterances of 180 letters, of two speakers in turn."""
+    path = folder / "m.jsonl"
+    row = {"text": "x" * 180, "duration": 2.5}
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            name = f"train-clean/103/1240/103-1240-{number:07}.flac"
+            file.write(json.dumps(row | {"audio_filepath": name, "speaker": f"s{number % 2}"}) + "\n")
+    return path
+
+
+def test_an_utterance_costs_less_than_300_bytes(tmp_path: Path) -> None:
+    assert len(pickle.dumps(read(listed(tmp_path, 5000)))) / 5000 < 300
+
+
+def test_a_sequence_of_which_parts_can_be_taken(tmp_path: Path) -> None:
+    utterances = read(listed(tmp_path, 5000))  # read in several batches
+    assert len(utterances) == 5000
+    assert [one.speaker for one in utterances[4997:]] == ["s1", "s0", "s1"]
+    assert utterances[-1] == list(utterances)[4999]
+    assert utterances[-1].audio == tmp_path / "train-clean/103/1240/103-1240-0004999.flac"
+    assert utterances[np.array([3, 1])] == [utterances[3], utterances[1]]
+    assert utterances[::2] != utterances[1::2]
+    assert pickle.loads(pickle.dumps(utterances[:2])) == utterances[:2]
+    with pytest.raises(IndexError):
+        utterances[5000]
+
+
+def test_several_manifests_each_of_its_own_folder(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / name / "m.jsonl", [Utterance(tmp_path / name / f"{name}.wav", 1.0, name, speaker="s")])
+    found = read([tmp_path / "a" / "m.jsonl", tmp_path / "b" / "m.jsonl"])
+    assert [(one.audio, one.text) for one in found] == [(tmp_path / n / f"{n}.wav", n) for n in "ab"]
+    (tmp_path / "b" / "m.jsonl").write_text("")
+    with pytest.raises(ManifestError, match="empty file"):
+        read([tmp_path / "a" / "m.jsonl", tmp_path / "b" / "m.jsonl"])
+
+
+def test_faults_are_told_and_the_others_are_read(tmp_path: Path) -> None:
+    path = listed(tmp_path, 3000)
+    rows = path.read_text().splitlines()
+    rows[10], rows[2500] = "{", json.dumps(GOOD | {"duration": "1"})
+    path.write_text("\n".join(rows))
+    faults: list[ManifestError] = []
+    assert len(read(path, faults)) == 2998
+    assert [str(fault).split(": ")[0] for fault in faults] == [f"{path}:11", f"{path}:2501"]
+
+
+def test_half_a_surrogate_pair_and_other_scripts_stay_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    rows = [GOOD | {"text": "\ud800"}, GOOD | {"text": "日本語", "audio_filepath": "é.wav"}, GOOD]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert [(one.audio.name, one.text) for one in read(path)] == [
+        ("a.wav", "\ud800"),
+        ("é.wav", "日本語"),
+        ("a.wav", "hello"),
+    ]

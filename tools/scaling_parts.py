@@ -50,12 +50,12 @@ def measure(folder: Path, audio: Sequence[str], utterances: Sequence[int]) -> No
         part = Path(name)
         if utterances:
             _table("utterances", "manifest read", "Corpus()", "decode(), shards there", "plan()", "tokens()",
-                   "largest()", "load() of one", "memory: Corpus", "decoded", "planned", "peak")  # fmt: skip
+                   "largest()", "load() of one", "memory: manifest", "Corpus", "decoded", "planned", "peak")  # fmt: skip
         for count in utterances:
             runs = [_elsewhere(count, part) for _ in range(3 if count < 500_000 else 1)]
             least = {key: min(run[key] for run in runs) for key in runs[0]}
             times = [f"{least[key]:.2f} s" for key in ("read", "init", "decode", "plan", "tokens", "largest")]
-            sizes = [f"{least[key] / count:,.0f} B" for key in ("corpus", "decoded", "planned", "peak")]
+            sizes = [f"{least[key] / count:,.0f} B" for key in ("manifest", "corpus", "decoded", "planned", "peak")]
             row(f"{count:,}", *times, f"{least['load'] * 1e6:.0f} us", *sizes)
         if sources:
             _table("audio", "files", "mean", "MB an hour", "hours a core decodes in an hour")
@@ -133,13 +133,14 @@ def objects(count: int, folder: Path) -> dict[str, float]:
         if memory:
             found[memory] = _resident() - base
 
-    with timed("read"):
-        manifest.read(path)
+    with timed("read", "manifest"):
+        utterances = manifest.read(path)
+    del utterances
     with timed("init", "corpus"):
         corpus = data.Corpus([path], tokens, settings, training=True, **GEOMETRY)
     cache = path.with_suffix(".audio")
     cache.mkdir(exist_ok=True)
-    for group in shards._group([example.utterance for example in corpus.examples]):
+    for group in shards._group(corpus.examples.utterances):
         shard = cache / f"{shards._key(group)}.json"  # an index, and a file of that length without content
         lengths = [round(utterance.duration_s * audio.SAMPLE_RATE) for utterance in group]
         shard.write_text(json.dumps({"lengths": lengths, "errors": {}}))

@@ -108,6 +108,18 @@ def passed_over(others: Sequence[Path]) -> str:
     return f"passed over, as no recordings: {', '.join(map(str, others[:_SHOWN]))}{more}"
 
 
+def of_shard(recordings: Mapping[Path, Path], shard: tuple[int, int], *, written: bool) -> dict[Path, Path]:
+    """The recordings of shard (number from 1, count): every count-th of the sorted list, the same on every machine.
+
+    written: their texts go to files, by whose names they are sorted, so that two of one name meet in one shard, which
+             says so; without files they are sorted by their own paths.
+    """
+    number, count = shard
+    keys = {path: str(name if written else path) for path, name in recordings.items()}
+    own = set(sorted(set(keys.values()))[number - 1 :: count])
+    return {path: name for path, name in recordings.items() if keys[path] in own}
+
+
 def by_channel(recordings: Mapping[Path, Path], track: int | None = None) -> dict[Path | Channel, Path]:
     """Each channel of the recordings for itself, its outputs numbered; a recording of one channel is as it was."""
     found: dict[Path | Channel, Path] = {}
@@ -189,6 +201,8 @@ def transcribe(
     options: of the Recognizer in each process.
     To close the generator, and Ctrl-C, end the processes at once.
     """
+    if not paths:
+        return
     hear = [{}] * len(paths) if hear is None else hear
     workers, most = processes(len(paths), jobs)
     # Here too with several: a model that cannot be loaded is one error then, not one in every process.

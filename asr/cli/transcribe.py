@@ -54,6 +54,10 @@ class _Asked:
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also the folders within folders.")] = False
     overwrite: terminal.Overwrite = False
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")] = False
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="N/OF", help="Of all recordings a part, such as 3/16; for arrays of jobs."),
+    ] = None
     threads: Annotated[int, typer.Option(help="Threads of the network in each process; one is fastest.", min=1)] = 1
     start: Annotated[str | None, typer.Option(help="Hear nothing before this time: 90, 1:30 or 0:01:30.5.")] = None
     end: Annotated[str | None, typer.Option(help="Hear nothing after this time.")] = None
@@ -78,6 +82,18 @@ class _Asked:
     @property
     def replace(self) -> bool:
         return self.overwrite or self.skip_existing  # one that is left of an unfinished recording is replaced too
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """The shard's number, from 1, and how many there are. raises: BadParameter."""
+        if self.shard is None:
+            return None
+        number, _, count = self.shard.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise typer.BadParameter(
+                f"expected a number and how many there are, 1/16 to 16/16, got {self.shard}", param_hint="--shard"
+            )
+        return int(number), int(count)
 
     def hear(self) -> dict[str, Any]:
         """Which part of a recording, as arguments of Recognizer.transcribe."""
@@ -110,7 +126,11 @@ class _Asked:
                 "--rate",
                 "is for raw samples from a pipe: give - as the only input",
             ),
-            (piped and (self.recursive or self.jobs), "--recursive, --jobs", "a pipe is one recording"),
+            (
+                piped and (self.recursive or self.jobs or self.shard),
+                "--recursive, --jobs, --shard",
+                "a pipe is one recording",
+            ),
             (self.n_best > 1 and kinds != ["json"], "--n-best", "only the format json has room for it: -f json"),
             (
                 (self.line_width, self.line_count) != (42, 2) and not {"srt", "vtt"} & set(kinds),
@@ -176,12 +196,16 @@ def transcribe(asked: _Asked) -> None:
     from asr.recognizer import Recognizer
 
     asked.check()
-    hear, kinds, quiet = asked.hear(), asked.kinds, asked.quiet
+    hear, kinds, quiet, shard = asked.hear(), asked.kinds, asked.quiet, asked.part
     settings = asked.steering.arguments(asked.model) | {"threads": asked.threads, "n_best": asked.n_best}
     started = perf_counter()
     found, nothing, others = (
         ({Path("stdin"): Path("stdin")}, [], []) if asked.piped else batch.find(asked.inputs, recursive=asked.recursive)
     )
+    if shard:
+        total, found = len(found), batch.of_shard(found, shard, written=asked.output is not None)
+        if total and not found and not quiet:
+            terminal.note(f"--shard {asked.shard}: has none of the {total} recordings")
     recordings = batch.by_channel(found, asked.track) if asked.channels == "split" else found
     if asked.output is None and len(recordings) > 1 and kinds[0] not in ("txt", "ctm", "jsonl"):
         raise typer.BadParameter(
@@ -197,20 +221,21 @@ def transcribe(asked: _Asked) -> None:
     terminal.hear_log(quiet)
     model = options.as_onnx(asked.model)
     with terminal.interruptible("; --skip-existing goes on from here" if asked.output and not asked.piped else ""):
-        if todo and (asked.verbose or len(recordings) == 1):
+        alone = len(recordings) == 1 and not shard
+        if todo and (asked.verbose or alone):
             recognizer = Recognizer(model, **settings)
             if asked.verbose:
                 count, most = batch.processes(len(todo), asked.jobs)
                 counts = f"{count} to {most}" if most > count else str(count)
                 terminal.note(f"{options.describe(recognizer)}, {counts} process{'es' * (most > 1)}")
                 options.note_unspelt(recognizer)
-            if len(recordings) == 1:
+            if alone:
                 _transcribe_one(todo[0], recognizer, asked, hear)
                 raise typer.Exit(1 if nothing else 0)
             del recognizer  # every process loads its own
         each = [hear if job.channel is None else hear | {"channel": job.channel} for job in todo]
         results = batch.transcribe([job.path for job in todo], model, jobs=asked.jobs, hear=each, **settings)
-        prefixed = len(recordings) > 1 and kinds == ["txt"]
+        prefixed = not alone and kinds == ["txt"]
         done, audio_s = _deliver_all(todo, results, asked, prefixed, hear["start_s"], started)
     failed = len(nothing) + len(recordings) - len(skipped) - done
     if recordings and len(skipped) == len(recordings) and not quiet:

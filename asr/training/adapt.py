@@ -85,7 +85,7 @@ def adapt(
     if run.exists() and not (resume and (run / "config.yaml").exists()):
         raise TrainingError(f"{run}: exists already; give another folder, or --resume if this adaptation began there")
     _, base, tokens, _ = checkpoint.load_model(model)
-    parts = {"train": manifest.read(recordings), "held_out": manifest.read(dev)} if dev else _split(recordings)
+    parts: dict[str, Sequence[Utterance]] = _split(recordings, dev)
     if replay:
         if base.data.dev.name == checkpoint.NO_DATA:
             raise TrainingError(
@@ -155,25 +155,25 @@ def _settings(
     return config.parse(tree, "settings of the adaptation", overrides)
 
 
-def _split(recordings: Path) -> dict[str, list[Utterance]]:
-    """A manifest in two, the same for the same number of recordings."""
+def _split(recordings: Path, dev: Path | None) -> dict[str, Sequence[Utterance]]:
+    """What is trained on, and what is held out: a manifest of its own, or a part, the same for the same number."""
     utterances = manifest.read(recordings)
+    if dev:
+        return {"train": utterances, "held_out": manifest.read(dev)}
     if len(utterances) < LEAST:
         raise TrainingError(
             f"{recordings}: expected at least {LEAST} utterances, of which some are held out, got {len(utterances)}; "
             "record more, or name a manifest to hold out with --dev"
         )
-    held_out = set(_choose(len(utterances), max(_LEAST_HELD_OUT, round(_HELD_OUT * len(utterances)))))
-    return {
-        "train": [one for index, one in enumerate(utterances) if index not in held_out],
-        "held_out": [one for index, one in enumerate(utterances) if index in held_out],
-    }
+    held_out = np.zeros(len(utterances), bool)
+    held_out[_choose(len(utterances), max(_LEAST_HELD_OUT, round(_HELD_OUT * len(utterances))))] = True
+    return {"train": utterances[~held_out], "held_out": utterances[held_out]}
 
 
-def _drawn(manifests: Sequence[Path], count: int) -> list[Utterance]:
+def _drawn(manifests: Sequence[Path], count: int) -> Sequence[Utterance]:
     """So many utterances of a training, or all of them."""
-    utterances = [one for path in manifests for one in manifest.read(path)]
-    return [utterances[index] for index in sorted(_choose(len(utterances), count))]
+    utterances = manifest.read(manifests)
+    return utterances[np.array(sorted(_choose(len(utterances), count)), np.int64)]
 
 
 def _choose(total: int, count: int) -> list[int]:

@@ -6,7 +6,8 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,30 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from asr import audio, manifest
-from asr.errors import TokenError
 from asr.manifest import Skipped, Utterance
 from asr.text import normaliser
 from asr.tokens import Tokens, min_frames
 from asr.training import augment, config, shards
+from asr.training.examples import Example, Examples, UnusableError
 from asr.training.pronunciation import Pronunciations
 
 _AHEAD = 8  # batches loaded before they are needed
 _LOADERS = 4  # threads: where the shards do not fit into memory, they wait for the disk
 _PLAN = 2**31  # the stream of random numbers that plans an epoch; utterance numbers stay below
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """An utterance that can be trained on. text: normalised; token_ids: (U,); sounds: of its words, none if not known."""
-
-    utterance: Utterance
-    text: str
-    token_ids: tuple[int, ...]
-    sounds: tuple[int, ...] = ()
-
-    @property
-    def duration_s(self) -> float:
-        return self.utterance.duration_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +76,13 @@ class Corpus:
         self._settings, self._training = settings, training
         self._padding = receptive_field, frame_shift
         self.skipped: list[Skipped] = []
-        self.examples: list[Example] = []
         normalise = normaliser(settings.data.normaliser)
         chosen = settings.pronunciation if training else None
         self.pronunciations = Pronunciations(chosen.dictionary, normalise) if chosen else None
-        for utterance in (utterance for path in paths for utterance in manifest.read(path)):
-            try:
-                self.examples.append(self._example(utterance, normalise(utterance.text), tokens))
-            except (TokenError, _UnusableError) as error:
-                self.skipped.append(Skipped(utterance.id, str(error)))
+        example = partial(self._example, tokens=tokens)
+        self.examples = Examples.of(manifest.read(paths), normalise, len(tokens), example, self.skipped)
         self._paths = paths
-        self._audio: list[np.ndarray] = []
+        self._audio: shards.Decoded  # once it is decoded
         self.recordings = augment.read(settings.augment) if training else augment.Recordings()
         self._separator = tokens.separator
 
@@ -109,9 +92,9 @@ class Corpus:
         if not self._training:
             return example
         if not token_ids:
-            raise _UnusableError("expected text, got none after normalisation")
+            raise UnusableError("expected text, got none after normalisation")
         if utterance.duration_s > self._settings.data.max_s:
-            raise _UnusableError(
+            raise UnusableError(
                 f"expected at most data.max_s = {self._settings.data.max_s} s, got {utterance.duration_s:.1f} s"
             )
         self._check_length(example, utterance.duration_s)
@@ -121,7 +104,7 @@ class Corpus:
         # CTC gives a text that does not fit into the frames zero probability: the loss would be infinite.
         needed, frames = min_frames(example.token_ids), self._frames(duration_s)
         if frames < needed:
-            raise _UnusableError(
+            raise UnusableError(
                 f"too short for its text: CTC needs {needed} frames for {example.text!r}, the audio gives {frames}"
             )
 
@@ -136,26 +119,25 @@ class Corpus:
             folder /= f"{name.stem}-{hashlib.sha256(str(name).encode()).hexdigest()[:8]}"
         else:
             folder = name.with_suffix(".audio")
-        utterances = [example.utterance for example in self.examples]
-        pieces = shards.decode(utterances, folder, rank=rank, processes=processes, progress=progress)
-        examples, self.examples = self.examples, []
-        for example, samples in zip(examples, pieces, strict=True):
+        decoded = shards.decode(self.examples.utterances, folder, rank=rank, processes=processes, progress=progress)
+        # The manifest's duration may lie; speeds and batches go by the audio's own.
+        durations_s = decoded.lengths / audio.SAMPLE_RATE
+        usable = np.ones(len(decoded), bool)
+        for index, example in enumerate(self.examples):
             try:
-                if isinstance(samples, str):
-                    raise _UnusableError(samples)
-                # The manifest's duration may lie; speeds and batches go by the audio's own.
-                duration_s = len(samples) / audio.SAMPLE_RATE
+                if reason := decoded.errors.get(index):
+                    raise UnusableError(reason)
                 if self._training:
-                    self._check_length(example, duration_s)
-            except _UnusableError as error:
+                    self._check_length(example, float(durations_s[index]))
+            except UnusableError as error:
                 self.skipped.append(Skipped(example.utterance.id, str(error)))
-                continue
-            self.examples.append(replace(example, utterance=replace(example.utterance, duration_s=duration_s)))
-            self._audio.append(samples)
+                usable[index] = False
+        kept = np.flatnonzero(usable)
+        self.examples, self._audio = self.examples.take(kept, durations_s[kept]), decoded.take(kept)
 
     def waveform(self, index: int) -> np.ndarray:
         """(N,) float32, as recorded."""
-        return self._audio[index].astype(np.float32) / np.float32(shards.FULL_SCALE)
+        return self._audio.samples(index).astype(np.float32) / np.float32(shards.FULL_SCALE)
 
     def plan(self, epoch: int, *, by_length: bool, batch: config.Batch | None = None) -> list[list[Item]]:
         """Which utterances form which batch of this epoch: the same answer at every call.
@@ -180,21 +162,21 @@ class Corpus:
         groups: list[tuple[int, ...]] = []
         length_s = 0.0
         for index in map(int, rng.permutation(len(self.examples))):
-            length_s += self.examples[index].duration_s
+            length_s += self._duration_s((index,))
             if groups and rng.random() < share and length_s <= self._settings.data.max_s:
                 groups[-1] += (index,)
             else:
                 groups.append((index,))
-                length_s = self.examples[index].duration_s
+                length_s = self._duration_s((index,))
         return groups
 
     def _duration_s(self, indices: Sequence[int]) -> float:
         silence_s = self._padding[1] / audio.SAMPLE_RATE  # between two that are joined
-        return sum(self.examples[index].duration_s for index in indices) + (len(indices) - 1) * silence_s
+        return float(sum(map(self.examples.durations_s.item, indices))) + (len(indices) - 1) * silence_s
 
     def largest(self) -> Batch:
         """The longest utterance there can be, played as slowly as it may be, as often as a batch holds it."""
-        numbers = sorted(range(len(self.examples)), key=lambda index: -self.examples[index].duration_s)
+        numbers = np.argsort(-self.examples.durations_s, kind="stable").tolist()
         chosen = numbers[:1]
         if self._settings.augment.join_share:
             for index in numbers[1:]:
@@ -207,12 +189,13 @@ class Corpus:
 
     def tokens(self, items: Sequence[Item]) -> int:
         """How many tokens a batch has."""
-        own = sum(len(self.examples[index].token_ids) for item in items for index in item.indices)
+        lengths = self.examples.token_ids.lengths
+        own = int(sum(lengths.item(index) for item in items for index in item.indices))
         return own + len(self._separator) * sum(len(item.joined) for item in items)
 
     def in_order(self) -> list[list[Item]]:
         """Every utterance once as recorded, in batches of similar lengths, for evaluation."""
-        lengths = np.array([example.duration_s for example in self.examples])
+        lengths = self.examples.durations_s
         order = np.argsort(lengths, kind="stable")
         return self._pack([Item(int(index)) for index in order], lengths[order], self._settings.batch)
 
@@ -220,7 +203,7 @@ class Corpus:
         speeds = self._settings.augment.speed
         factor = float(speeds[rng.integers(len(speeds))])
         # A speed that would leave fewer frames than CTC needs is not used.
-        needed = min_frames(self._joined_ids([self.examples[index] for index in indices]))
+        needed = min_frames(self._joined_ids(indices))
         return factor if self._frames(self._duration_s(indices) / factor) >= needed else 1.0
 
     def _pack(self, items: Sequence[Item], lengths: np.ndarray, limit: config.Batch) -> list[list[Item]]:
@@ -238,19 +221,20 @@ class Corpus:
 
     def load(self, items: Sequence[Item], epoch: int) -> Batch:
         """One batch, with the perturbations drawn for this epoch (none outside training)."""
-        groups = [[self.examples[index] for index in item.indices] for item in items]
         # A frame of silence between two that are joined, for the space between their texts.
         silence = np.zeros(self._padding[1], np.int16)
-        rows = [[piece for index in item.indices for piece in (silence, self._audio[index])][1:] for item in items]
+        rows = [
+            [piece for index in item.indices for piece in (silence, self._audio.samples(index))][1:] for item in items
+        ]
         lengths = tuple(sum(map(len, row)) for row in rows)
         # In memory that the GPU, if there is one, can fetch by itself.
         samples = torch.zeros(len(rows), max(lengths), dtype=torch.int16, pin_memory=torch.cuda.is_available())
         for line, row, length in zip(samples.numpy(), rows, lengths, strict=True):
             np.concatenate(row, out=line[:length])
-        token_ids = [self._joined_ids(group) for group in groups]
-        sounds = [_joined_sounds(group) for group in groups]
+        token_ids = [self._joined_ids(item.indices) for item in items]
+        sounds = [self._joined_sounds(item.indices) for item in items]
         return Batch(
-            ids=tuple(" + ".join(example.utterance.id for example in group) for group in groups),
+            ids=tuple(" + ".join(self.examples.utterances[index].id for index in item.indices) for item in items),
             samples=samples,
             lengths=lengths,
             perturbations=tuple(self._draw(item, epoch) for item in items),
@@ -267,12 +251,17 @@ class Corpus:
         rng = np.random.default_rng([self._settings.seed, epoch, item.index])
         return augment.draw(self._settings.augment, item.speed, rng)
 
-    def _joined_ids(self, group: Sequence[Example]) -> list[int]:
+    def _joined_ids(self, indices: Sequence[int]) -> list[int]:
         """The token ids of several examples, with a space between two if the vocabulary has one."""
-        ids = list(group[0].token_ids)
-        for example in group[1:]:
-            ids += [*self._separator, *example.token_ids]
+        ids = list(self.examples.token_ids[indices[0]])
+        for index in indices[1:]:
+            ids += [*self._separator, *self.examples.token_ids[index]]
         return ids
+
+    def _joined_sounds(self, indices: Sequence[int]) -> tuple[int, ...]:
+        """The sounds of several examples, which are as good as one after another; none if those of one are not known."""
+        each = [self.examples.sounds[index] for index in indices]
+        return tuple(sound for sounds in each for sound in sounds) if all(each) else ()
 
     def heard(
         self, batch: Batch, device: torch.device, recordings: augment.Recordings | None = None
@@ -305,13 +294,3 @@ class Corpus:
                     yield waiting.popleft().result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _joined_sounds(group: Sequence[Example]) -> tuple[int, ...]:
-    """The sounds of several examples, which are as good as one after another; none if those of one are not known."""
-    known = all(example.sounds for example in group)
-    return tuple(sound for example in group for sound in example.sounds) if known else ()
-
-
-class _UnusableError(Exception):
-    pass

@@ -14,7 +14,8 @@ from asr import metrics
 from asr.decoding import ctc
 from asr.tokens import BLANK, Tokens
 from asr.training import launch
-from asr.training.data import Corpus, Example
+from asr.training.data import Corpus
+from asr.training.examples import Example
 from asr.training.model import AcousticModel
 
 

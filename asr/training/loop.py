@@ -85,7 +85,7 @@ def train(
     corpora = run_folder.read_corpora(settings, tokens, model, run if fabric.is_global_zero else None, console)
     if settings.pronunciation and (sounds := corpora[0].pronunciations):
         model.network.add_sounds(settings.pronunciation.layer, len(sounds))
-        known = sum(bool(example.sounds) for example in corpora[0].examples)
+        known = np.count_nonzero(corpora[0].examples.sounds.lengths)
         console.print(f"pronunciations known: of {known} of {len(corpora[0].examples)} utterances", highlight=False)
     session = Training(settings, run, fabric, model, tokens, *corpora, console, profiled=profile)
     if resumed:
@@ -476,7 +476,7 @@ class Training:
                 "weights": chosen,
                 "dev_wer": round(wer, 5),
                 "dev_cer": round(cer, 5),
-                "train_hours": round(sum(example.duration_s for example in self.train_set.examples) / 3600, 3),
+                "train_hours": round(float(self.train_set.examples.durations_s.sum()) / 3600, 3),
                 "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
                 "minutes": round(self.state.elapsed_s / 60, 2),
                 "device": str(self.fabric.device.type),

@@ -131,7 +131,7 @@ def introduction(settings: config.Config, fabric: Fabric, model: AcousticModel, 
     if fabric.device.type == "cpu":
         each += f" with {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
-    hours = sum(example.duration_s for example in train_set.examples) / 3600
+    hours = train_set.examples.durations_s.sum() / 3600
     return (
         f"{each}, {fabric.strategy.precision.precision}: {parameters:,} parameters; {hours:.2f} hours in {batches} "
         f"batches an epoch, {settings.epochs} epochs"
@@ -149,7 +149,7 @@ def read_corpora(
         with terminal.progress(console) as bar:
             task = bar.add_task(f"decoding {name} audio", total=len(corpus.examples))
             corpus.decode(partial(bar.advance, task), *launch.place())
-        hours = sum(example.duration_s for example in corpus.examples) / 3600
+        hours = corpus.examples.durations_s.sum() / 3600
         note = f"; {_list_skipped(corpus, name, run)}" if corpus.skipped and run else ""
         console.print(
             f"{name}: {len(corpus.examples)} utterances, {hours:.2f} hours{note}", highlight=False, soft_wrap=True

@@ -17,7 +17,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -30,6 +32,49 @@ _BYTES_PER_S = 2 * audio.SAMPLE_RATE
 FULL_SCALE = 2**15
 
 
+class Decoded(Sequence["np.ndarray | str"]):
+    """Of each utterance the samples, (N,) int16 in a mapped file, or in words why it cannot be read.
+
+    lengths: (n,) in samples, 0 for what cannot be read; errors: by the number of the utterance.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[np.ndarray],
+        numbers: np.ndarray,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        errors: dict[int, str],
+    ) -> None:
+        """numbers: (n,) of the shards; starts: (n,) in them, in samples."""
+        self._shards, self._numbers, self._starts = shards, numbers, starts
+        self.lengths, self.errors = lengths, errors
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray | str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray | str]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | str | list[np.ndarray | str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return self.errors[index] if index in self.errors else self.samples(index)
+
+    def samples(self, index: int) -> np.ndarray:
+        """(N,) int16."""
+        start = self._starts[index]
+        samples: np.ndarray = self._shards[self._numbers[index]][start : start + self.lengths[index]]
+        return samples
+
+    def take(self, indices: np.ndarray) -> Decoded:
+        """Some utterances, none of which is an error."""
+        return Decoded(self._shards, self._numbers[indices], self._starts[indices], self.lengths[indices], {})
+
+
 def decode(
     utterances: Sequence[Utterance],
     folder: Path,
@@ -37,8 +82,8 @@ def decode(
     rank: int = 0,
     processes: int = 1,
     progress: Callable[[], None] = lambda: None,
-) -> list[np.ndarray | str]:
-    """For each utterance its samples, (N,) int16 in a mapped file, or in words why it cannot be read.
+) -> Decoded:
+    """The samples of each utterance, in mapped files.
 
     rank, processes: of those on this machine that want the same: each decodes its part, and waits for the others'.
     progress: called after each utterance that this process decodes.
@@ -49,7 +94,7 @@ def decode(
     missing = [number for number, shard in enumerate(shards) if not _whole(shard)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _check_space(folder, [utterance for number in missing for utterance in groups[number]])
+        _check_space(folder, [groups[number] for number in missing])
         # By its number, not its place among the missing ones: of those, a process that starts later finds fewer.
         own = [number for number in missing if number % processes == rank]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # soundfile and soxr release the GIL
@@ -69,7 +114,7 @@ def decode(
         ) from None
     try:
         _allow_open_files()
-        return [piece for shard in shards for piece in _read(shard)]
+        return _read(shards)
     except OSError as error:
         raise TrainingError(
             f"{error.filename or folder}: decoded audio cannot be read: {error.strerror}; of too many open files: "
@@ -77,16 +122,15 @@ def decode(
         ) from None
 
 
-def _group(utterances: Sequence[Utterance]) -> list[list[Utterance]]:
-    groups: list[list[Utterance]] = []
+def _group(utterances: Sequence[Utterance]) -> list[Sequence[Utterance]]:
+    starts: list[int] = []
     length_s = _SHARD_S
-    for utterance in utterances:
+    for number, utterance in enumerate(utterances):
         if length_s >= _SHARD_S:
-            groups.append([])
+            starts.append(number)
             length_s = 0.0
-        groups[-1].append(utterance)
         length_s += utterance.duration_s
-    return groups
+    return [utterances[start:end] for start, end in pairwise([*starts, len(utterances)])]
 
 
 def _key(utterances: Sequence[Utterance]) -> str:
@@ -102,8 +146,8 @@ def _key(utterances: Sequence[Utterance]) -> str:
     return digest.hexdigest()[:24]
 
 
-def _check_space(folder: Path, utterances: Sequence[Utterance]) -> None:
-    needed = sum(utterance.duration_s for utterance in utterances) * _BYTES_PER_S
+def _check_space(folder: Path, groups: Sequence[Sequence[Utterance]]) -> None:
+    needed = sum(utterance.duration_s for group in groups for utterance in group) * _BYTES_PER_S
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise TrainingError(
@@ -144,16 +188,21 @@ def _decode(utterance: Utterance) -> np.ndarray | str:
     return np.asarray(np.rint(waveform * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1), np.int16)  # exact for 16 bits
 
 
-def _read(shard: Path) -> list[np.ndarray | str]:
-    index = json.loads(shard.read_text(encoding="utf-8"))
-    ends = np.cumsum(index["lengths"])
-    samples = np.empty(0, np.int16)
-    if ends[-1]:
-        samples = np.asarray(np.memmap(shard.with_suffix(".int16"), np.int16, "r"))
-    pieces: list[np.ndarray | str] = list(np.split(samples, ends[:-1]))
-    for number, reason in index["errors"].items():
-        pieces[int(number)] = reason
-    return pieces
+def _read(shards: Sequence[Path]) -> Decoded:
+    files, lengths = list[np.ndarray](), [np.empty(0, np.int64)]
+    errors: dict[int, str] = {}
+    for shard in shards:
+        index = json.loads(shard.read_text(encoding="utf-8"))
+        before = sum(map(len, lengths))
+        errors |= {before + int(number): reason for number, reason in index["errors"].items()}
+        lengths.append(np.array(index["lengths"], np.int64))
+        samples = np.empty(0, np.int16)
+        if lengths[-1].any():
+            samples = np.asarray(np.memmap(shard.with_suffix(".int16"), np.int16, "r"))
+        files.append(samples)
+    starts = [np.cumsum(each) - each for each in lengths]
+    numbers = np.repeat(np.arange(len(files)), [len(each) for each in lengths[1:]])
+    return Decoded(files, numbers, np.concatenate(starts), np.concatenate(lengths), errors)
 
 
 def _allow_open_files() -> None:

@@ -26,7 +26,7 @@ def of_settings(settings: config.Data) -> Tokens:
     if settings.tokens == "characters":
         return Tokens.of(settings.alphabet)
     normalise = normaliser(settings.normaliser)
-    texts = (normalise(utterance.text) for path in settings.train for utterance in manifest.read(path))
+    texts = (normalise(utterance.text) for utterance in manifest.read(settings.train))
     return learn(texts, settings.alphabet, settings.vocabulary)
 
 

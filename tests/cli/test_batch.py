@@ -105,6 +105,37 @@ def test_recordings_of_one_name_keep_their_suffix(tmp_path: Path) -> None:
     assert len(errors) == 1  # which no suffix tells apart
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_part_the_recordings_whatever_their_order(count: int) -> None:
+    names = [Path(name) for name in ("d.wav", "a.wav", "c.wav", "b.wav", "e.wav")]
+    recordings = {Path("in", name): name.with_suffix("") for name in names}
+    turned = dict(reversed(recordings.items()))
+    shards = [batch.of_shard(recordings, (number, count), written=True) for number in range(1, count + 1)]
+    assert [path for shard in shards for path in sorted(shard)] == [
+        Path("in", name) for number in range(count) for name in sorted(names)[number::count]
+    ]
+    assert shards[-1] == batch.of_shard(turned, (count, count), written=True)
+
+
+def test_two_recordings_of_one_output_meet_in_one_shard() -> None:
+    recordings = {Path("x/a.wav"): Path("a"), Path("x/b.wav"): Path("b"), Path("y/a.wav"): Path("a")}
+    assert batch.of_shard(recordings, (1, 2), written=True) == {Path("x/a.wav"): Path("a"), Path("y/a.wav"): Path("a")}
+    assert [*batch.of_shard(recordings, (2, 2), written=False)] == [Path("x/b.wav")]
+
+
+def test_command_in_shards(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    first = cli("transcribe", "-m", "digits", folder, "-o", "texts", "--shard", "1/2")
+    assert first.returncode == 0
+    assert [path.name for path in (tmp_path / "texts").iterdir()] == ["a.txt"]
+    alone = cli("transcribe", "-m", "digits", folder, "--shard", "2/2")
+    assert alone.stdout == f"{folder / 'b.wav'}\tseven\n"  # named, for the outputs of all shards together
+    none = cli("transcribe", "-m", "digits", folder, "-o", "texts", "--shard", "3/3", "--skip-existing")
+    assert (none.returncode, none.stderr.splitlines()[0]) == (0, "--shard 3/3: has none of the 2 recordings")
+    wrong = cli("transcribe", "-m", "digits", folder, "--shard", "3/2")
+    assert wrong.returncode == 2
+    assert "1/16 to 16/16, got 3/2" in " ".join(wrong.stderr.split())
+
+
 def test_processes_change_nothing(folder: Path) -> None:
     (folder / "broken.wav").write_text("no audio")
     paths = [folder / "a.WAV", folder / "broken.wav", folder / "b.wav", folder / "inner/c.flac"]

@@ -3,6 +3,7 @@ import os
 import threading
 import time
 from collections import namedtuple
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_SHARD_S", 0.5)
 
 
-def check(got: list[np.ndarray | str], count: int = 6) -> None:
+def check(got: Sequence[np.ndarray | str], count: int = 6) -> None:
     assert len(got) == count
     for number, piece in enumerate(got, start=1):
         assert isinstance(piece, np.ndarray)
@@ -115,7 +116,7 @@ def test_nothing_can_be_read(tmp_path: Path) -> None:
 
 
 def test_no_utterances(tmp_path: Path) -> None:
-    assert decode([], tmp_path / "cache") == []
+    assert list(decode([], tmp_path / "cache")) == []
 
 
 @pytest.mark.usefixtures("small")
