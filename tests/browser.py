@@ -18,7 +18,7 @@ import aiohttp
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 _OPTIONS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"),
-    *("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
+    "--host-resolver-rules=MAP asr.test 127.0.0.1",  # a name that is not this machine's to a browser
 )
 
 
@@ -59,6 +59,10 @@ class Tab:
         await self.call("Page.navigate", url=url)
         await self.until("document.readyState === 'complete' && document.querySelector('#model option')")
 
+    async def permit(self, url: str, setting: str) -> None:
+        """What the user says when the page asks for the microphone: granted or denied."""
+        await self.call("Browser.setPermission", permission={"name": "microphone"}, setting=setting, origin=url)
+
     async def evaluate(self, expression: str) -> Any:
         """The value of JavaScript, which may do what only a user may, such as to start sound."""
         options = {"awaitPromise": True, "returnByValue": True, "userGesture": True}
@@ -77,11 +81,15 @@ class Tab:
 
 
 @asynccontextmanager
-async def running(folder: Path, microphone: Path) -> AsyncIterator[Tab]:
-    """A tab of a browser whose microphone plays a wav file once."""
+async def running(folder: Path, microphone: Path | None) -> AsyncIterator[Tab]:
+    """A tab of a browser whose microphone plays a wav file once, or which has none."""
     assert CHROMIUM is not None
+    options = [*_OPTIONS, f"--user-data-dir={folder}"]
+    if microphone is not None:
+        options.append("--use-fake-device-for-media-stream")
+        options.append(f"--use-file-for-fake-audio-capture={microphone}%noloop")
     with subprocess.Popen(
-        [CHROMIUM, *_OPTIONS, f"--use-file-for-fake-audio-capture={microphone}%noloop", f"--user-data-dir={folder}"],
+        [CHROMIUM, *options],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,

@@ -111,12 +111,8 @@ class Live {
     this.context.resume();
     this.stream = await navigator.mediaDevices.getUserMedia({ audio: constraints });
     if (this.over) return this.release();
-    await this.context.audioWorklet.addModule("worklet.js");
     this.rate = said.rate = this.context.sampleRate;
-    this.node = new AudioWorkletNode(this.context, "capture", { numberOfOutputs: 0 });
-    this.node.port.onmessage = ({ data }) => this.hear(data);
-    this.context.createMediaStreamSource(this.stream).connect(this.node);
-    this.context.onstatechange = () => this.watch();
+    await this.capture();
     const [track] = this.stream.getAudioTracks();
     track.onended = () => { tell("The microphone is gone."); stop(); };
     track.onmute = () => tell("The microphone is muted by the system, or by a switch on it.");
@@ -124,6 +120,15 @@ class Live {
     this.clock = setInterval(() => this.tick(), 1000);
     this.lock = await navigator.wakeLock?.request("screen").catch(() => null);
     devices();
+  }
+
+  async capture() {
+    const { context } = this;
+    await context.audioWorklet.addModule("worklet.js");
+    this.node = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
+    this.node.port.onmessage = ({ data }) => this.hear(data);
+    context.createMediaStreamSource(this.stream).connect(this.node);
+    context.onstatechange = () => this.watch(context.state !== "running");
   }
 
   hear({ samples, level }) {
@@ -217,6 +222,7 @@ class Live {
 
   async closed(code) {
     if (live !== this) return;
+    $("lag").textContent = "";
     const cut = `${$("stable").textContent} ${$("unstable").textContent}`.trim();
     partial();
     if (cut) add(`${cut} …`, []);
@@ -227,7 +233,7 @@ class Live {
     // Why a socket did not open is told to a plain request only.
     const response = await fetch(this.url, { headers: headers() }).catch(() => null);
     const { error } = response ? await response.json().catch(() => ({})) : {};
-    if (response && error?.param !== "upgrade") {
+    if (response && error?.param !== "upgrade" && error?.code !== "shutting_down") { // it may come again
       tell(await refusal({ ok: false, status: response.status, headers: response.headers, json: async () => ({ error }) }));
       return close();
     }
@@ -240,17 +246,33 @@ class Live {
     setTimeout(() => live === this && this.connect(), wait * 1000);
   }
 
-  watch() {
-    const stands = this.context.state !== "running" && !this.over;
-    $("resume").hidden = !stands;
+  watch(stands) {
     if (stands) tell("The browser has suspended the sound: tap “Go on”.");
+    else if (!$("resume").hidden) tell();
+    $("resume").hidden = !stands;
   }
 
-  // A clock that stands though it is said to run: some browsers need a new one then.
+  // A clock may stand though it is said to run.
   tick() {
     const now = this.context.currentTime;
-    if (now === this.before && !this.over) this.watch();
+    if (now === this.before || !$("resume").hidden) this.watch(now === this.before);
     this.before = now;
+  }
+
+  // With a new clock, which some browsers need.
+  async goOn() {
+    this.forget();
+    this.context = new AudioContext(); // within the click
+    this.context.resume();
+    if (this.context.sampleRate === this.rate) return this.capture();
+    close();
+    tell("The microphone has changed: speak again.");
+  }
+
+  forget() {
+    if (!this.context) return;
+    this.context.onstatechange = null;
+    if (this.context.state !== "closed") this.context.close();
   }
 
   end() {
@@ -263,7 +285,7 @@ class Live {
   release() {
     clearInterval(this.clock);
     this.stream?.getTracks().forEach((track) => { track.onended = null; track.stop(); });
-    if (this.context?.state !== "closed") this.context?.close();
+    this.forget();
     this.lock?.release();
     $("level").value = -60;
     $("resume").hidden = true;
@@ -326,7 +348,7 @@ async function devices() {
 
 navigator.mediaDevices?.addEventListener("devicechange", devices);
 $("speak").addEventListener("click", () => (live ? stop() : start()));
-$("resume").addEventListener("click", () => live?.context.resume().then(() => { tell(); live.watch(); }));
+$("resume").addEventListener("click", () => live?.goOn());
 addEventListener("keydown", (event) => {
   if (event.code !== "Space" || event.repeat || event.target.closest("button, input, select, summary")) return;
   event.preventDefault();
