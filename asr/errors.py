@@ -12,7 +12,6 @@ that embeds the package catches `AsrError`, or the narrower error that the docst
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -84,6 +83,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("zebra", ["hidden", "layers"])
     'known: hidden, layers'
     """
+    import difflib  # which no program pays for that makes no mistake
+
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"

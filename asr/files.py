@@ -11,7 +11,6 @@ import os
 import secrets
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -164,6 +163,8 @@ def each(
 
     progress: a Rich progress display to add a bar to.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     items = list(items)
     task = None if progress is None else progress.add_task(description, total=len(items))
     results = []

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,13 +19,15 @@ from asr.decoding.align import align
 from asr.decoding.confidence import Calibration
 from asr.decoding.decoder import Decoder
 from asr.decoding.fusion import Decoding
-from asr.decoding.grammar import Grammar
 from asr.errors import AudioError, DecodingError, HotWordError, ModelError
 from asr.lm.model import NgramModel
 from asr.models import choose_lm, find_model
 from asr.models.network import Network
 from asr.text import normaliser
 from asr.transcript import Alternatives, Transcript, Word, sounded_out, words_of
+
+if TYPE_CHECKING:
+    from asr.decoding.grammar import Grammar
 
 MAX_S = 20 * 60.0  # in one pass of the network; more would need gigabytes
 MAX_STEERING = 1000  # hot words, or phrases, of a derived recogniser
@@ -115,10 +117,13 @@ class Recognizer:
             self._boosts = hot.read(hotwords, self.normalise, self.tokens)
         elif hotwords is not None:
             self._boosts = hot.parse(hotwords, self.normalise, self.tokens)
-        if isinstance(grammar, str | Path):
-            self._grammar = Grammar.read(grammar, self.normalise, self.tokens)
-        elif grammar is not None:
-            self._grammar = Grammar.of(grammar, self.normalise, self.tokens)
+        if grammar is not None:
+            from asr.decoding.grammar import Grammar
+
+            if isinstance(grammar, str | Path):
+                self._grammar = Grammar.read(grammar, self.normalise, self.tokens)
+            else:
+                self._grammar = Grammar.of(grammar, self.normalise, self.tokens)
         self.decoder = self._decoder()
 
     def _choose_lm(self) -> Path | None:
@@ -156,6 +161,8 @@ class Recognizer:
         if sentences := list(islice(phrases, MAX_STEERING + 1)):
             if len(sentences) > MAX_STEERING:
                 raise DecodingError(f"expected at most {MAX_STEERING} phrases, got more")
+            from asr.decoding.grammar import Grammar
+
             other._grammar = Grammar.of(sentences, self.normalise, self.tokens)
             other._arguments["grammar"] = sentences
             if self.lm_path is not None and other._choose_lm() is None:

@@ -8,22 +8,20 @@ import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import typer
+import click
 
 from asr.errors import AsrError
 from asr.files import make_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
 
 _bar: Progress | None = None  # that stands in the terminal's last line
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 
 
 @contextmanager
@@ -36,7 +34,7 @@ def interruptible(hint: str = "") -> Iterator[None]:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would be a traceback from Python's own end
         complain(f"interrupted{hint}")
-        raise typer.Exit(130) from None
+        raise click.exceptions.Exit(130) from None
 
 
 @contextmanager
@@ -75,10 +73,28 @@ def asked_to_end() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
 
 
-def stderr(quiet: bool) -> Console:
+def stderr(quiet: bool) -> Console | None:
+    """For progress bars; None where nobody would see one, and Rich need not be loaded."""
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+        return None
     from rich.console import Console
 
-    return Console(stderr=True, quiet=quiet)
+    return Console(stderr=True)
+
+
+class _Unseen:
+    """What a progress bar is where nobody would see one."""
+
+    def add_task(self, *_: object, **__: object) -> int:
+        return 0
+
+    def update(self, *_: object, **__: object) -> None:
+        pass
+
+    advance = remove_task = start = stop = update
+
+    def track(self, sequence: Iterable[Any], **_: object) -> Iterable[Any]:
+        return sequence
 
 
 def stdout() -> Console:
@@ -97,7 +113,7 @@ def note(text: str) -> None:
     if _bar is not None:
         _above(_bar, line(text) + "\n")
     else:
-        typer.echo(line(text), err=True)
+        click.echo(line(text), err=True)
 
 
 class _Notes(logging.Handler):
@@ -140,7 +156,7 @@ def show(text: str) -> None:
     """Text on stdout, at once. Nothing more is worth doing when that is full or closed."""
     if sys.stdout is None:
         complain("standard output: is closed; open it, or write files with -o")
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
     if _bar is not None and sys.stdout.isatty():
         _above(_bar, text)
         return
@@ -158,7 +174,7 @@ def show(text: str) -> None:
         raise
     except OSError as error:
         complain(f"standard output: cannot be written: {error.strerror}; check the free space there")
-        raise typer.Exit(1) from None
+        raise click.exceptions.Exit(1) from None
 
 
 def clock(seconds: float) -> str:
@@ -180,20 +196,22 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def progress(console: Console, *amounts: ProgressColumn | str) -> Iterator[Progress]:
-    """A progress bar in the terminal's last line, gone at the end; none where the console is no terminal.
+def progress(console: Console | None, *amounts: ProgressColumn | str) -> Iterator[Progress]:
+    """A progress bar in the terminal's last line, gone at the end; none where the console is None or no terminal.
 
     What `show` and `note` write meanwhile stands above it; stdout that is not the terminal is left alone.
     amounts: how much of a task is done, as Rich's columns or in its format; if not given, the number of steps.
     """
     global _bar
+    if console is None or console.quiet or not console.is_terminal:
+        yield cast("Progress", _Unseen())
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     done = amounts or [MofNCompleteColumn()]
     columns = ["{task.description}", BarColumn(), *done, TimeRemainingColumn()]
-    hidden = console.quiet or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden, redirect_stdout=False) as bar:
-        _bar = None if hidden else bar
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+        _bar = bar
         try:
             yield bar
         finally:

@@ -10,7 +10,6 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-from asr import spoken
 from asr.errors import TextError as TextError
 from asr.errors import nearest
 
@@ -33,6 +32,8 @@ def english(text: str) -> str:
     >>> english("Mr. Smith paid $20 in 1969: 2.5% of it.")
     'mister smith paid twenty dollars in nineteen sixty nine two point five percent of it'
     """
+    from asr import spoken
+
     if not text.isascii():
         text = re.sub(_FRACTIONS, r" \g<0>", text.translate(_APOSTROPHES))  # decomposed, 2½ is 21/2
         text = unicodedata.normalize("NFKD", text).translate(_APOSTROPHES)

@@ -4,60 +4,92 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Annotated
 
-import typer
+import click
 
 from asr import __version__, terminal
-from asr.cli import align, evaluate, info, label, live, lm, manifest, serve, train, transcribe
+from asr.cli.command import Group
 from asr.errors import AsrError
 
-app = typer.Typer(
+app = Group(
+    "asr",
+    {
+        "transcribe": (
+            "asr.cli.transcribe:transcribe",
+            "asr transcribe talk.mp3",
+            "asr transcribe -r recordings -f txt,srt -o texts",
+        ),
+        "align": (
+            "asr.cli.align:align",
+            "asr align talk.wav talk.txt -o talk.TextGrid",
+            "asr align seven.wav seven -f ctm",
+        ),
+        "live": (
+            "asr.cli.live:live",
+            "asr live",
+            "asr live --save talk.wav -o talk.srt",
+            "asr live --from talk.mp3",
+        ),
+        "serve": (
+            "asr.cli.serve:serve",
+            "asr serve",
+            "asr serve --grammar commands.jsgf --reject 1",
+            "asr serve --host 0.0.0.0",
+        ),
+        "train": (
+            "asr.cli.train:train",
+            "asr train recipes/fsdd/config.yaml network.hidden=128 epochs=10 --run runs/small",
+        ),
+        "adapt": (
+            "asr.cli.train:adapt",
+            "asr adapt runs/english me.jsonl -o runs/me",
+            "asr export runs/me -o me.onnx",
+        ),
+        "evaluate": ("asr.cli.evaluate:evaluate", "asr evaluate english data/test.jsonl"),
+        "report": ("asr.cli.train:report", "asr report runs/digits -o report.html"),
+        "export": ("asr.cli.train:export", "asr export runs/digits -o digits.onnx"),
+        "info": ("asr.cli.info:info", "asr info english"),
+        "label": (
+            "asr.cli.label:label",
+            "asr label -r recordings -o train.jsonl --teacher whisper-small --language pt",
+        ),
+        "models": ("asr.cli.info:models", "asr models"),
+        "doctor": (
+            "asr.cli.manifest:doctor",
+            "asr doctor recipes/fsdd/data/train.jsonl --config recipes/fsdd/config.yaml",
+        ),
+        "summary": ("asr.cli.train:summary", "asr summary recipes/fsdd/config.yaml network.cell=gru"),
+        "tune": ("asr.cli.evaluate:tune", "asr tune english data/dev.jsonl -o tuned.onnx"),
+        "export-manifest": (
+            "asr.cli.manifest:export_manifest",
+            "asr export-manifest train.jsonl --kaldi data/train --lhotse cuts.jsonl",
+        ),
+        "lm": ("asr.cli.lm:app",),
+        "import": ("asr.cli.manifest:app",),
+    },
     help="Train a speech recogniser, carry it in one file, run it without PyTorch.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-app.add_typer(lm.app, name="lm")
-app.add_typer(manifest.app, name="import")
-for command, examples in (
-    (transcribe.transcribe, "Examples: `asr transcribe talk.mp3` — `asr transcribe -r recordings -f txt,srt -o texts`"),
-    (align.align, "Examples: `asr align talk.wav talk.txt -o talk.TextGrid` — `asr align seven.wav seven -f ctm`"),
-    (live.live, "Examples: `asr live` — `asr live --save talk.wav -o talk.srt` — `asr live --from talk.mp3`"),
-    (
-        serve.serve,
-        "Examples: `asr serve` — `asr serve --grammar commands.jsgf --reject 1` — `asr serve --host 0.0.0.0`",
-    ),
-    (train.train, "Example: `asr train recipes/fsdd/config.yaml network.hidden=128 epochs=10 --run runs/small`"),
-    (train.adapt, "Example: `asr adapt runs/english me.jsonl -o runs/me`, then `asr export runs/me -o me.onnx`"),
-    (evaluate.evaluate, "Example: `asr evaluate english data/test.jsonl`"),
-    (train.report, "Example: `asr report runs/digits -o report.html`"),
-    (train.export, "Example: `asr export runs/digits -o digits.onnx`"),
-    (info.info, "Example: `asr info english`"),
-    (label.label, "Example: `asr label -r recordings -o train.jsonl --teacher whisper-small --language pt`"),
-    (info.models, "Example: `asr models`"),
-    (manifest.doctor, "Example: `asr doctor recipes/fsdd/data/train.jsonl --config recipes/fsdd/config.yaml`"),
-    (train.summary, "Example: `asr summary recipes/fsdd/config.yaml network.cell=gru`"),
-    (evaluate.tune, "Example: `asr tune english data/dev.jsonl -o tuned.onnx`"),
-    (manifest.export_manifest, "Example: `asr export-manifest train.jsonl --kaldi data/train --lhotse cuts.jsonl`"),
-):
-    app.command(epilog=examples)(command)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        terminal.show(f"asr {__version__}\n")
-        raise typer.Exit
+def _complete(context: click.Context, _parameter: click.Parameter, shell: str | None) -> None:
+    """Print what a shell reads to complete commands and options."""
+    from click import shell_completion
+
+    if shell is not None and (kind := shell_completion.get_completion_class(shell)) is not None:
+        terminal.show(kind(app, {}, "asr", "_ASR_COMPLETE").source() + "\n")
+        context.exit()
 
 
-@app.callback()
-def _common(
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    pass
+click.version_option(__version__, message="asr %(version)s")(app)
+click.option(
+    "--show-completion",
+    type=click.Choice(["bash", "zsh", "fish"]),
+    is_eager=True,
+    expose_value=False,
+    callback=_complete,
+    help="Print what completes commands and options with Tab in this shell.",
+)(app)
 
 
 def main() -> None:

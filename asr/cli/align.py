@@ -5,26 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from asr import terminal
 from asr.cli import options
+from asr.cli.command import Argument, Option
 from asr.errors import AsrError, DecodingError, TokenError
 
 
 def align(
-    audio: Annotated[Path, typer.Argument(help="A recording.", show_default=False)],
-    text: Annotated[
-        str, typer.Argument(help="What is said in it: a text file, or the words themselves.", show_default=False)
-    ],
+    audio: Annotated[Path, Argument(help="A recording.")],
+    text: Annotated[str, Argument(help="What is said in it: a text file, or the words themselves.")],
     model: options.Model = "english",
     formats: Annotated[
-        str, typer.Option("--format", "-f", help="As of transcribe, such as textgrid, ctm, json, srt.")
+        str, Option("--format", "-f", help="As of transcribe, such as textgrid, ctm, json, srt.")
     ] = "textgrid",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write this file.", show_default="to the terminal")
+        Path | None, Option("--output", "-o", help="Write this file.", show_default="to the terminal")
     ] = None,
-    overwrite: terminal.Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """When each word of a text that is known is said: forced alignment."""
     from asr.files import write

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import glob
 import logging
-import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing.connection import wait
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -221,6 +217,10 @@ def transcribe(
     if done == len(paths):
         return
     del recognizer  # every process loads its own
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
     # Spawned, not forked: onnxruntime's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
@@ -332,6 +332,9 @@ def _start(model: str | Path | None, options: dict[str, Any]) -> None:
 
 def _end_with_parent() -> None:
     """However the process that asked has ended, nobody waits for the answer any more."""
+    import multiprocessing
+    from multiprocessing.connection import wait
+
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+import click
 
 from asr import terminal
 from asr.cli import options
+from asr.cli.command import Argument, Option
 from asr.errors import AsrError, DecodingError
 from asr.files import write
 
@@ -31,24 +32,21 @@ if TYPE_CHECKING:
 class _Asked:
     """The options of `asr evaluate`."""
 
-    model: Annotated[
-        str, typer.Argument(help="A run folder, a model file (.onnx), or a bundled name.", show_default=False)
-    ]
-    manifest: Annotated[Path, typer.Argument(help="JSON lines with the true texts.", show_default=False)]
+    model: Annotated[str, Argument(help="A run folder, a model file (.onnx), or a bundled name.")]
+    manifest: Annotated[Path, Argument(help="JSON lines with the true texts.")]
     steering: options.Steering
-    calibration: Annotated[
-        bool, typer.Option("--calibration", help="Also how far the confidences can be counted on.")
-    ] = False
-    plot: Annotated[Path | None, typer.Option(help="That as a picture (.png), with --calibration.")] = None
-    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False
-    worst: Annotated[int, typer.Option(help="How many of the worst utterances to show.", min=0)] = 10
+    calibration: Annotated[bool, Option("--calibration", help="Also how far the confidences can be counted on.")] = (
+        False
+    )
+    plot: Annotated[Path | None, Option(help="That as a picture (.png), with --calibration.")] = None
+    as_json: Annotated[bool, Option("--json", help="The report as JSON.")] = False
+    worst: Annotated[int, Option(help="How many of the worst utterances to show.", min=0)] = 10
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write every reference and hypothesis, as JSON lines.")
+        Path | None, Option("--output", "-o", help="Also write every reference and hypothesis, as JSON lines.")
     ] = None
-    overwrite: terminal.Overwrite = False
+    overwrite: options.Overwrite = False
 
 
-@options.grouped
 def evaluate(asked: _Asked) -> None:
     """Word and character error rates on a manifest, and where the errors are."""
     from time import perf_counter
@@ -92,7 +90,7 @@ def evaluate(asked: _Asked) -> None:
         write(asked.output, lines, overwrite=asked.overwrite)
     if failures:
         terminal.note(f"{len(failures)} of {len(utterances)} utterances failed and are not in the figures, see above")
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _reliability(found: Sequence[tuple[Scored, Transcript]]) -> Reliability:
@@ -130,21 +128,17 @@ def _show(
 
 
 def tune(
-    model: Annotated[
-        str, typer.Argument(help="A model file (.onnx), which takes the settings in, or a name.", show_default=False)
-    ],
-    manifest: Annotated[Path, typer.Argument(help="A dev set, never a test set: JSON lines.", show_default=False)],
+    model: Annotated[str, Argument(help="A model file (.onnx), which takes the settings in, or a name.")],
+    manifest: Annotated[Path, Argument(help="A dev set, never a test set: JSON lines.")],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help="Write a copy with the settings.", show_default="into the model's own file"
-        ),
+        Option("--output", "-o", help="Write a copy with the settings.", show_default="into the model's own file"),
     ] = None,
-    overwrite: terminal.Overwrite = False,
+    overwrite: options.Overwrite = False,
     lm: options.Lm = None,
     beam: options.Beam = 128,
-    closed: Annotated[bool, typer.Option("--closed", help="Only words that the language model knows.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the settings, change nothing.")] = False,
+    closed: Annotated[bool, Option("--closed", help="Only words that the language model knows.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the settings, change nothing.")] = False,
 ) -> None:
     """Find the language model's weights on a dev set, calibrate the confidences, and keep both in the model's file."""
     from asr import evaluation
@@ -185,7 +179,7 @@ def tune(
             terminal.note(f"{target}: these settings are in it now{with_lm}")
     if failures:
         terminal.note(f"{len(failures)} recordings could not be read, see above; the settings are of the others")
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _best_weights(recognizer: Recognizer, examples: Sequence[Example], beam: int, progress: Progress) -> Decoding:

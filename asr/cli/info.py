@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from asr import terminal
 from asr.cli import options
+from asr.cli.command import Argument, Option
 
 
 def models() -> None:
@@ -35,10 +34,8 @@ def models() -> None:
 
 
 def info(
-    model: Annotated[
-        str, typer.Argument(help="A model file (.onnx), a run folder, or a name.", show_default=False)
-    ] = "english",
-    as_json: Annotated[bool, typer.Option("--json", help="The whole card as JSON.")] = False,
+    model: Annotated[str, Argument(help="A model file (.onnx), a run folder, or a name.")] = "english",
+    as_json: Annotated[bool, Option("--json", help="The whole card as JSON.")] = False,
 ) -> None:
     """What a model file is: vocabulary, features, network, training, licence, figures."""
     import json

@@ -6,30 +6,30 @@ from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import click
 
 from asr import terminal
+from asr.cli import options
+from asr.cli.command import Argument, Option
 from asr.errors import AsrError
 
 
 def label(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="AUDIO...", help="Recordings, folders of them, patterns.", show_default=False),
+        Argument(metavar="AUDIO...", help="Recordings, folders of them, patterns."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The manifest to write.", show_default=False)],
-    teacher: Annotated[
-        Path, typer.Option(help="A Whisper model's folder, as faster-whisper reads it.", show_default=False)
-    ],
-    language: Annotated[str, typer.Option(help="Of the speech, as Whisper writes it: de, pt.")] = "en",
+    output: Annotated[Path, Option("--output", "-o", help="The manifest to write.")],
+    teacher: Annotated[Path, Option(help="A Whisper model's folder, as faster-whisper reads it.")],
+    language: Annotated[str, Option(help="Of the speech, as Whisper writes it: de, pt.")] = "en",
     sure: Annotated[
-        float, typer.Option(help="Mean log-probability of the words that a text needs: -0.2 keeps less.", max=0)
+        float, Option(help="Mean log-probability of the words that a text needs: -0.2 keeps less.", max=0)
     ] = -0.3,
     recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Also the folders within folders, which name the speakers.")
+        bool, Option("--recursive", "-r", help="Also the folders within folders, which name the speakers.")
     ] = False,
-    threads: Annotated[int, typer.Option(help="Threads of the model on a CPU.", min=1)] = 1,
-    overwrite: terminal.Overwrite = False,
+    threads: Annotated[int, Option(help="Threads of the model on a CPU.", min=1)] = 1,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Transcribe speech with a Whisper model, and keep what it is sure of, as a manifest to train on.
 
@@ -48,7 +48,7 @@ def label(
     for error in missing:
         terminal.complain(error)
     if not recordings:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
     speakers = {path: name.parts[0] if len(name.parts) > 1 else None for path, name in recordings.items()}
     begun = output.with_name(output.name + ".begun")
     if overwrite:
@@ -74,4 +74,4 @@ def label(
         list_skipped(skipped, output, len(utterances), ", ".join(inputs))
         begun.unlink(missing_ok=True)
         if missing or any(isinstance(info, AsrError) for info in infos.values()):
-            raise typer.Exit(1)
+            raise click.exceptions.Exit(1)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import click
 
 from asr import terminal
 from asr.cli import options
+from asr.cli.command import Option
 
 if TYPE_CHECKING:
     from asr.audio.microphone import Source
@@ -22,41 +23,37 @@ class _Asked:
     """The options of the command."""
 
     device: Annotated[
-        str | None, typer.Option("--device", "-d", help="A microphone's number or name.", show_default="the system's")
+        str | None, Option("--device", "-d", help="A microphone's number or name.", show_default="the system's")
     ] = None
-    list_devices: Annotated[bool, typer.Option("--list-devices", help="The microphones there are.")] = False
+    list_devices: Annotated[bool, Option("--list-devices", help="The microphones there are.")] = False
     model: options.Model = "english"
     steering: options.Steering
-    save: Annotated[Path | None, typer.Option(help="Keep the sound in this file (.wav, 16 kHz).")] = None
+    save: Annotated[Path | None, Option(help="Keep the sound in this file (.wav, 16 kHz).")] = None
     formats: Annotated[
         str | None,
-        typer.Option(
-            "--format", "-f", help="Formats of --output, as of transcribe.", show_default="by its suffix, or txt"
-        ),
+        Option("--format", "-f", help="Formats of --output, as of transcribe.", show_default="by its suffix, or txt"),
     ] = None
     output: Annotated[
-        str | None, typer.Option("--output", "-o", help="At the end, write all texts: a folder, or a name.")
+        str | None, Option("--output", "-o", help="At the end, write all texts: a folder, or a name.")
     ] = None
-    overwrite: terminal.Overwrite = False
+    overwrite: options.Overwrite = False
     vad_level: Annotated[
         float | None,
-        typer.Option(
-            help="What is quieter is silence, in dB of full scale, such as -50; see the meter.", min=-96, max=0
-        ),
+        Option(help="What is quieter is silence, in dB of full scale, such as -50; see the meter.", min=-96, max=0),
     ] = None
     chunk: Annotated[
         float | None,
-        typer.Option(help="Seconds heard at a time; fewer are faster, more are better.", show_default="0.32"),
+        Option(help="Seconds heard at a time; fewer are faster, more are better.", show_default="0.32"),
     ] = None
     right_context: Annotated[
-        float | None, typer.Option(help="Seconds heard beyond that, to understand it.", show_default="0.24")
+        float | None, Option(help="Seconds heard beyond that, to understand it.", show_default="0.24")
     ] = None
-    file: Annotated[Path | None, typer.Option("--from", help="Play this file instead of a microphone.")] = None
+    file: Annotated[Path | None, Option("--from", help="Play this file instead of a microphone.")] = None
     speed: Annotated[
         float | None,
-        typer.Option(help="With --from: 2 plays twice as fast, 0 as fast as can be.", min=0, show_default="1"),
+        Option(help="With --from: 2 plays twice as fast, 0 as fast as can be.", min=0, show_default="1"),
     ] = None
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only texts, and errors on stderr.")] = False
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Only texts, and errors on stderr.")] = False
 
     def check(self) -> None:
         """raises: BadParameter where options contradict each other."""
@@ -94,7 +91,6 @@ class _Asked:
         return {kind: stem.with_name(stem.name + SUFFIXES[kind]) for kind in kinds}
 
 
-@options.grouped
 def live(asked: _Asked) -> None:
     """Print what is said into a microphone while it is said, offline; Ctrl-C ends."""
     from asr.audio import microphone
@@ -164,4 +160,4 @@ def _listen(source: Source, asked: _Asked, steering: dict[str, Any], outputs: di
             for kind, target in outputs.items():
                 write(target, WRITERS[kind](session.transcript, terminal.line(target.stem)), overwrite=asked.overwrite)
         if session.recording is not None and session.recording.failed is not None:
-            raise typer.Exit(1)
+            raise click.exceptions.Exit(1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+import click
 
 from asr import terminal
 from asr.cli import options
+from asr.cli.command import Argument, Group, Option
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
@@ -16,35 +17,42 @@ if TYPE_CHECKING:
 
     from asr.lm.model import NgramModel
 
-app = typer.Typer(help="Language models: estimate, measure, look at.", no_args_is_help=True)
+app = Group(
+    "lm",
+    {
+        "train": ("asr.cli.lm:train", "asr lm train books.txt.xz -o english.lm --vocab 60000 --entropy 1e-8"),
+        "mix": ("asr.cli.lm:mix", "asr lm mix books.lm ours.lm -o english.lm --tune data/dev.jsonl"),
+        "convert": ("asr.cli.lm:convert", "asr lm convert english.arpa.gz -o english.lm"),
+        "perplexity": ("asr.cli.lm:perplexity", "asr lm perplexity english.lm data/dev.jsonl"),
+        "info": ("asr.cli.lm:info", "asr lm info english.lm"),
+    },
+    help="Language models: estimate, measure, look at.",
+)
 
 
-@app.command("train", epilog="Example: `asr lm train books.txt.xz -o english.lm --vocab 60000 --entropy 1e-8`")
 def train(
     texts: Annotated[
         list[Path],
-        typer.Argument(help="A sentence a line (.txt, .gz, .bz2, .xz), or manifests (.jsonl).", show_default=False),
+        Argument(help="A sentence a line (.txt, .gz, .bz2, .xz), or manifests (.jsonl)."),
     ],
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", help="The file to write; .arpa or .arpa.gz for that format.", show_default=False
-        ),
+        Option("--output", "-o", help="The file to write; .arpa or .arpa.gz for that format."),
     ],
-    order: Annotated[int, typer.Option(help="The words of the longest n-grams.", min=1, max=10)] = 3,
-    vocab: Annotated[int | None, typer.Option(help="Know only so many words, the most frequent.", min=1)] = None,
+    order: Annotated[int, Option(help="The words of the longest n-grams.", min=1, max=10)] = 3,
+    vocab: Annotated[int | None, Option(help="Know only so many words, the most frequent.", min=1)] = None,
     prune: Annotated[
-        str, typer.Option(help="Drop n-grams seen so often or less, for each order: '0 0 1'.", show_default="none")
+        str, Option(help="Drop n-grams seen so often or less, for each order: '0 0 1'.", show_default="none")
     ] = "",
-    entropy: Annotated[float, typer.Option(help="Drop n-grams that matter less than this; 1e-8 is mild.", min=0)] = 0.0,
-    characters: Annotated[bool, typer.Option("--characters", help="Letters instead of words.")] = False,
-    normalise: Annotated[str, typer.Option("--normaliser", help="As in the recipe: english, none.")] = "english",
-    alphabet: Annotated[str | None, typer.Option(help="Words with other characters are not known.")] = None,
+    entropy: Annotated[float, Option(help="Drop n-grams that matter less than this; 1e-8 is mild.", min=0)] = 0.0,
+    characters: Annotated[bool, Option("--characters", help="Letters instead of words.")] = False,
+    normalise: Annotated[str, Option("--normaliser", help="As in the recipe: english, none.")] = "english",
+    alphabet: Annotated[str | None, Option(help="Words with other characters are not known.")] = None,
     exclude: Annotated[
         list[Path] | None,
-        typer.Option(help="Leave out what shares 7 words in a row with this manifest or text, such as a test set."),
+        Option(help="Leave out what shares 7 words in a row with this manifest or text, such as a test set."),
     ] = None,
-    overwrite: terminal.Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Estimate an n-gram model from text: interpolated modified Kneser-Ney."""
     from asr.decoding import fusion
@@ -55,7 +63,7 @@ def train(
     try:
         thresholds = [int(part) for part in prune.replace(",", " ").split()]
     except ValueError:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"expected whole numbers such as '0 0 1', got {prune!r}", param_hint="--prune"
         ) from None
     terminal.refuse_existing(output, overwrite)
@@ -91,23 +99,18 @@ def train(
         _write_lm(model, output)
 
 
-@app.command("mix", epilog="Example: `asr lm mix books.lm ours.lm -o english.lm --tune data/dev.jsonl`")
 def mix(
-    general: Annotated[
-        Path, typer.Argument(help="A language model, such as of much general text.", show_default=False)
-    ],
-    special: Annotated[Path, typer.Argument(help="Another, such as of few but fitting texts.", show_default=False)],
+    general: Annotated[Path, Argument(help="A language model, such as of much general text.")],
+    special: Annotated[Path, Argument(help="Another, such as of few but fitting texts.")],
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", help="The file to write; .arpa or .arpa.gz for that format.", show_default=False
-        ),
+        Option("--output", "-o", help="The file to write; .arpa or .arpa.gz for that format."),
     ],
-    share: Annotated[float, typer.Option(help="Of the second one, from 0 to 1.", min=0, max=1)] = 0.3,
+    share: Annotated[float, Option(help="Of the second one, from 0 to 1.", min=0, max=1)] = 0.3,
     tune: Annotated[
-        Path | None, typer.Option(help="Find the share that suits this text or manifest best; never a test set.")
+        Path | None, Option(help="Find the share that suits this text or manifest best; never a test set.")
     ] = None,
-    overwrite: terminal.Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """One language model of two, each with its share of every probability."""
     from asr.decoding import fusion
@@ -129,18 +132,13 @@ def mix(
         _write_lm(model, output)
 
 
-@app.command("convert", epilog="Example: `asr lm convert english.arpa.gz -o english.lm`")
 def convert(
-    model: Annotated[
-        Path, typer.Argument(help="A language model: ARPA, or of this program's older versions.", show_default=False)
-    ],
+    model: Annotated[Path, Argument(help="A language model: ARPA, or of this program's older versions.")],
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", help="The file to write; .arpa or .arpa.gz for that format.", show_default=False
-        ),
+        Option("--output", "-o", help="The file to write; .arpa or .arpa.gz for that format."),
     ],
-    overwrite: terminal.Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """The same language model in another format: ARPA, or the binary file that starts fastest."""
     from asr.lm.model import NgramModel
@@ -150,12 +148,11 @@ def convert(
         _write_lm(NgramModel.load(model), output)
 
 
-@app.command("perplexity", epilog="Example: `asr lm perplexity english.lm data/dev.jsonl`")
 def perplexity(
-    model: Annotated[str, typer.Argument(help="A language model, or a name.", show_default=False)],
-    texts: Annotated[list[Path], typer.Argument(help="Text or manifests, as for asr lm train.", show_default=False)],
+    model: Annotated[str, Argument(help="A language model, or a name.")],
+    texts: Annotated[list[Path], Argument(help="Text or manifests, as for asr lm train.")],
     normalise: Annotated[
-        str | None, typer.Option("--normaliser", help="As in the recipe.", show_default="the model's, or english")
+        str | None, Option("--normaliser", help="As in the recipe.", show_default="the model's, or english")
     ] = None,
 ) -> None:
     """How well a language model foretells a text: the lower, the better."""
@@ -179,8 +176,7 @@ def perplexity(
     )
 
 
-@app.command("info", epilog="Example: `asr lm info english.lm`")
-def info(model: Annotated[str, typer.Argument(help="A language model, or a name.", show_default=False)]) -> None:
+def info(model: Annotated[str, Argument(help="A language model, or a name.")]) -> None:
     """What a language model is: order, n-grams, text, vocabulary."""
     from asr.lm.model import NgramModel
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+import click
 
 from asr import terminal
+from asr.cli import options
+from asr.cli.command import Argument, Group, Option
 from asr.errors import AsrError, ManifestError
 
 if TYPE_CHECKING:
@@ -16,24 +18,35 @@ if TYPE_CHECKING:
     from asr.corpus.entries import Corpus
     from asr.manifest import Skipped
 
-app = typer.Typer(help="Corpora of other toolkits as manifests.", no_args_is_help=True)
+app = Group(
+    "import",
+    {
+        "kaldi": (
+            "asr.cli.manifest:import_kaldi",
+            "asr import kaldi egs/mine/s5/data/train --root egs/mine/s5 -o train.jsonl",
+        ),
+        "lhotse": (
+            "asr.cli.manifest:import_lhotse",
+            "asr import lhotse ljspeech_recordings_all.jsonl.gz ljspeech_supervisions_all.jsonl.gz -o lj.jsonl",
+        ),
+        "csv": ("asr.cli.manifest:import_csv", "asr import csv cv-corpus/en/train.tsv -o train.jsonl"),
+    },
+    help="Corpora of other toolkits as manifests.",
+)
 
 _SHOWN = 5  # reasons on the terminal; all are in the file
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="The manifest to write.")]
+Output = Annotated[Path, Option("--output", "-o", help="The manifest to write.")]
 Root = Annotated[
-    Path, typer.Option(help="The folder that relative names of audio start from.", show_default="the current one")
+    Path, Option(help="The folder that relative names of audio start from.", show_default="the current one")
 ]
 
 
-@app.command("kaldi", epilog="Example: `asr import kaldi egs/mine/s5/data/train --root egs/mine/s5 -o train.jsonl`")
 def import_kaldi(
-    folder: Annotated[
-        Path, typer.Argument(help="A data folder: wav.scp, text, utt2spk, segments.", show_default=False)
-    ],
+    folder: Annotated[Path, Argument(help="A data folder: wav.scp, text, utt2spk, segments.")],
     output: Output = Path("manifest.jsonl"),
     root: Root = Path(),
-    overwrite: terminal.Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """A Kaldi data folder as a manifest. Pipes in wav.scp are never executed."""
     from asr.corpus import kaldi
@@ -43,18 +56,14 @@ def import_kaldi(
         _import(kaldi.read(folder, root), output, f"{folder} with --root {root}")
 
 
-@app.command(
-    "lhotse",
-    epilog="Example: `asr import lhotse ljspeech_recordings_all.jsonl.gz ljspeech_supervisions_all.jsonl.gz -o lj.jsonl`",
-)
 def import_lhotse(
     files: Annotated[
         list[Path],
-        typer.Argument(help="Cuts, or recordings and supervisions: .jsonl, .jsonl.gz.", show_default=False),
+        Argument(help="Cuts, or recordings and supervisions: .jsonl, .jsonl.gz."),
     ],
     output: Output = Path("manifest.jsonl"),
     root: Root = Path(),
-    overwrite: terminal.Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Lhotse's cuts, or what its recipes write, as a manifest; without Lhotse."""
     from asr.corpus import lhotse
@@ -64,20 +73,19 @@ def import_lhotse(
         _import(lhotse.read(files, root), output, f"{', '.join(map(str, files))} with --root {root}")
 
 
-@app.command("csv", epilog="Example: `asr import csv cv-corpus/en/train.tsv -o train.jsonl`")
 def import_csv(
-    file: Annotated[Path, typer.Argument(help="A table: a recording and its text a row.", show_default=False)],
+    file: Annotated[Path, Argument(help="A table: a recording and its text a row.")],
     output: Output = Path("manifest.jsonl"),
     audio_column: Annotated[
-        str | None, typer.Option(help="Name or number of the column.", show_default="path, file_name, audio and others")
+        str | None, Option(help="Name or number of the column.", show_default="path, file_name, audio and others")
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option(help="Of the texts.", show_default="sentence, transcription, text and others")
+        str | None, Option(help="Of the texts.", show_default="sentence, transcription, text and others")
     ] = None,
     speaker_column: Annotated[
-        str | None, typer.Option(help="Of the speakers.", show_default="speaker or client_id, if there")
+        str | None, Option(help="Of the speakers.", show_default="speaker or client_id, if there")
     ] = None,
-    overwrite: terminal.Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """A table as a manifest: Common Voice's .tsv, DeepSpeech's .csv, LJSpeech's or Hugging Face's metadata.csv, yours.
 
@@ -91,13 +99,13 @@ def import_csv(
 
 
 def doctor(
-    manifest: Annotated[Path, typer.Argument(help="JSON lines to check before training.", show_default=False)],
+    manifest: Annotated[Path, Argument(help="JSON lines to check before training.")],
     config: Annotated[
         Path | None,
-        typer.Option(help="The recipe's settings: alphabet, normaliser, frame shift.", show_default="English"),
+        Option(help="The recipe's settings: alphabet, normaliser, frame shift.", show_default="English"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
-    examples: Annotated[int, typer.Option(help="How many examples of each fault to show.", min=0)] = 3,
+    as_json: Annotated[bool, Option("--json", help="The findings as JSON.")] = False,
+    examples: Annotated[int, Option(help="How many examples of each fault to show.", min=0)] = 3,
 ) -> None:
     """Check audio and texts before hours of training are spent on them; exit 1 if there are errors."""
     from rich.console import Console
@@ -133,14 +141,14 @@ def doctor(
     else:
         diagnosis.render(terminal.stdout(), examples=examples)
     if diagnosis.errors:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def export_manifest(
-    manifest: Annotated[Path, typer.Argument(help="A manifest of ours: JSON lines.", show_default=False)],
-    kaldi: Annotated[Path | None, typer.Option(help="Write this Kaldi data folder.")] = None,
-    lhotse: Annotated[Path | None, typer.Option(help="Write Lhotse's cuts: .jsonl or .jsonl.gz.")] = None,
-    overwrite: terminal.Overwrite = False,
+    manifest: Annotated[Path, Argument(help="A manifest of ours: JSON lines.")],
+    kaldi: Annotated[Path | None, Option(help="Write this Kaldi data folder.")] = None,
+    lhotse: Annotated[Path | None, Option(help="Write Lhotse's cuts: .jsonl or .jsonl.gz.")] = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """A manifest for other toolkits: as a Kaldi data folder, as Lhotse's cuts."""
     import gzip
@@ -152,9 +160,9 @@ def export_manifest(
     from asr.manifest import read
 
     if kaldi is None and lhotse is None:
-        raise typer.BadParameter("give one or both", param_hint="--kaldi, --lhotse")
+        raise click.BadParameter("give one or both", param_hint="--kaldi, --lhotse")
     if lhotse is not None and not lhotse.name.endswith((".jsonl", ".jsonl.gz")):
-        raise typer.BadParameter("expected a name that ends in .jsonl or .jsonl.gz", param_hint="--lhotse")
+        raise click.BadParameter("expected a name that ends in .jsonl or .jsonl.gz", param_hint="--lhotse")
     targets = [target for target in (kaldi, lhotse) if target is not None]
     for file in [kaldi / name for name in FILES] if kaldi else []:
         terminal.refuse_existing(file, overwrite)
@@ -179,7 +187,7 @@ def export_manifest(
             terminal.note(f"{target}: {len(utterances)} utterances")
         list_skipped(skipped, targets[0], len(utterances), str(manifest))
         if skipped:
-            raise typer.Exit(1)
+            raise click.exceptions.Exit(1)
 
 
 def _import(corpus: Corpus, output: Path, source: str) -> None:
@@ -199,7 +207,7 @@ def _import(corpus: Corpus, output: Path, source: str) -> None:
         terminal.note(f"{corpus.untranscribed} recordings or cuts hold no utterance")
     list_skipped(corpus.skipped + unfit, output, len(utterances), source)
     if corpus.skipped or unfit:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def list_skipped(skipped: Sequence[Skipped], output: Path, taken: int, source: str) -> None:

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import click
 
 from asr import terminal
+from asr.cli.command import Argument, Option
 from asr.errors import AsrError, nearest
 
 if TYPE_CHECKING:
     from asr.recognizer import Recognizer
 
 
-Model = Annotated[str, typer.Option("--model", "-m", help="A model file (.onnx), a run folder, or a name.")]
+Model = Annotated[str, Option("--model", "-m", help="A model file (.onnx), a run folder, or a name.")]
 Beam = Annotated[
-    int, typer.Option(help="Width of the beam search; 1 is greedy decoding. A language model wants 16 or more.", min=1)
+    int, Option(help="Width of the beam search; 1 is greedy decoding. A language model wants 16 or more.", min=1)
 ]
 Lm = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--lm",
         help="A language model: of asr lm train, ARPA, 'bundled' for NAME.lm beside the model's NAME.onnx, or 'none'.",
         show_default="bundled, of a model by name, unless with --beam 1 or --grammar",
@@ -34,58 +33,29 @@ Lm = Annotated[
 ]
 Weights = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--decoding",
         help="How much it is heeded, such as lm_weight=0.8,unknown=-6; see asr tune.",
         show_default="the model's own",
     ),
 ]
 HotWords = Annotated[
-    Path | None, typer.Option("--hotwords", help="A file of words and phrases to expect, one a line: Kubernetes^5.")
+    Path | None, Option("--hotwords", help="A file of words and phrases to expect, one a line: Kubernetes^5.")
 ]
-GrammarFile = Annotated[
-    Path | None, typer.Option("--grammar", help="Only these phrases: a file of one a line, or of JSGF.")
-]
+GrammarFile = Annotated[Path | None, Option("--grammar", help="Only these phrases: a file of one a line, or of JSGF.")]
 Reject = Annotated[
     float | None,
-    typer.Option(help="Nothing rather than a sentence of the grammar so many nats a letter below free text.", min=0),
+    Option(help="Nothing rather than a sentence of the grammar so many nats a letter below free text.", min=0),
 ]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override.")]
-
-
-def grouped(command: Callable[[Any], None]) -> Callable[..., None]:
-    """Turn a command that takes a dataclass into one for Typer: its fields, and those of dataclasses in it, are options."""
-    (group,) = (hint for name, hint in get_type_hints(command).items() if name != "return")
-
-    @functools.wraps(command)
-    def flat(**values: Any) -> None:
-        command(_fill(group, values))
-
-    parameters = list(_parameters(group))
-    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    flat.__annotations__ = {one.name: one.annotation for one in parameters}
-    return flat
-
-
-def _parameters(group: type) -> Iterator[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    for name, default in inspect.signature(group).parameters.items():
-        if is_dataclass(hints[name]):
-            yield from _parameters(hints[name])
-        else:
-            yield default.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
-
-
-def _fill(group: Any, values: dict[str, Any]) -> Any:
-    hints = get_type_hints(group)
-    return group(**{name: _fill(hint, values) if is_dataclass(hint) else values[name] for name, hint in hints.items()})
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace outputs that exist.")]
+Settings = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Settings to override.")]
 
 
 def refuse(*rules: tuple[object, str, str]) -> None:
     """Raise BadParameter for the first rule that is broken; each rule is (broken, option, message)."""
     for broken, option, message in rules:
         if broken:
-            raise typer.BadParameter(message, param_hint=option)
+            raise click.BadParameter(message, param_hint=option)
 
 
 @dataclass(frozen=True)
@@ -118,11 +88,11 @@ def _weights(text: str) -> dict[str, float | None]:
     for part in text.split(",") if text else []:
         name, _, value = part.partition("=")
         if name not in known:
-            raise typer.BadParameter(f"'{part}': expected NAME=NUMBER; {nearest(name, known)}", param_hint="--decoding")
+            raise click.BadParameter(f"'{part}': expected NAME=NUMBER; {nearest(name, known)}", param_hint="--decoding")
         try:
             weights[name] = None if (name, value) == ("unknown", "never") else float(value)
         except ValueError:
-            raise typer.BadParameter(f"'{part}': expected a number, got {value!r}", param_hint="--decoding") from None
+            raise click.BadParameter(f"'{part}': expected a number, got {value!r}", param_hint="--decoding") from None
     return weights
 
 
@@ -146,7 +116,7 @@ def seconds_of(time: str | None, option: str) -> float | None:
         or not all(0 <= part < math.inf for part in parts)
         or any(part >= 60 for part in parts[1:])
     ):
-        raise typer.BadParameter(f"expected a time such as 90, 1:30 or 0:01:30.5, got {time!r}", param_hint=option)
+        raise click.BadParameter(f"expected a time such as 90, 1:30 or 0:01:30.5, got {time!r}", param_hint=option)
     return math.fsum(part * 60.0**power for power, part in enumerate(reversed(parts)))
 
 
@@ -156,7 +126,7 @@ def formats_of(names: str) -> list[str]:
     kinds = list(dict.fromkeys(names.split(",")))
     unknown = [kind for kind in kinds if kind not in WRITERS]
     if unknown:
-        raise typer.BadParameter(f"'{unknown[0]}': {nearest(unknown[0], WRITERS)}", param_hint="--format")
+        raise click.BadParameter(f"'{unknown[0]}': {nearest(unknown[0], WRITERS)}", param_hint="--format")
     return kinds
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import click
 
 from asr import terminal
 from asr.cli import options
+from asr.cli.command import Option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,7 @@ class _Asked:
 
     model: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--model",
             "-m",
             help="A model file, or a name; several for up to four, the first is the default.",
@@ -33,51 +34,47 @@ class _Asked:
         ),
     ] = None
     steering: options.Steering
-    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for other machines too.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(help="0: any that is free, as printed.", min=0, max=65535)] = 8000
-    vosk: Annotated[int | None, typer.Option(help="Another port, for clients of Vosk.", min=0, max=65535)] = None
+    host: Annotated[str, Option(help="The address to listen at; 0.0.0.0 for other machines too.")] = "127.0.0.1"
+    port: Annotated[int, Option(help="0: any that is free, as printed.", min=0, max=65535)] = 8000
+    vosk: Annotated[int | None, Option(help="Another port, for clients of Vosk.", min=0, max=65535)] = None
     vosk_rate: Annotated[
-        int, typer.Option(help="Hz of what clients of Vosk send, unless they say.", min=4000, max=192000)
+        int, Option(help="Hz of what clients of Vosk send, unless they say.", min=4000, max=192000)
     ] = 8000
     wyoming: Annotated[
         str | None,
-        typer.Option(
-            help="A port for Home Assistant (Wyoming), for this machine; HOST:PORT for others, without a token."
-        ),
+        Option(help="A port for Home Assistant (Wyoming), for this machine; HOST:PORT for others, without a token."),
     ] = None
     token_file: Annotated[
-        Path | None, typer.Option(help="What clients must bring as their API key.", show_default="$ASR_TOKEN, or made")
+        Path | None, Option(help="What clients must bring as their API key.", show_default="$ASR_TOKEN, or made")
     ] = None
-    no_token: Annotated[bool, typer.Option("--no-token", help="Whoever reaches the server may use it.")] = False
-    allow_host: Annotated[list[str] | None, typer.Option(help="Another name that this server is called by.")] = None
-    allow_origin: Annotated[list[str] | None, typer.Option(help="Another site whose pages may use it.")] = None
-    tls_cert: Annotated[Path | None, typer.Option(help="A certificate (PEM), for https.")] = None
-    tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None
+    no_token: Annotated[bool, Option("--no-token", help="Whoever reaches the server may use it.")] = False
+    allow_host: Annotated[list[str] | None, Option(help="Another name that this server is called by.")] = None
+    allow_origin: Annotated[list[str] | None, Option(help="Another site whose pages may use it.")] = None
+    tls_cert: Annotated[Path | None, Option(help="A certificate (PEM), for https.")] = None
+    tls_key: Annotated[Path | None, Option(help="Its key.")] = None
     workers: Annotated[
-        int | None, typer.Option(help="Files recognised at a time.", min=1, show_default="cores, at most 4")
+        int | None, Option(help="Files recognised at a time.", min=1, show_default="cores, at most 4")
     ] = None
-    max_streams: Annotated[int | None, typer.Option(help="Live streams at a time.", min=0, show_default="4 a core")] = (
-        None
-    )
-    max_queue: Annotated[int, typer.Option(help="Files that may wait.", min=1)] = 32
-    max_upload: Annotated[float, typer.Option(help="MiB of a file.", min=0.001)] = 512
-    max_audio: Annotated[float, typer.Option(help="Hours of a file.", min=0.0001)] = 4
-    max_stream: Annotated[float, typer.Option(help="Hours of a live stream.", min=0.0001)] = 4
-    job_timeout: Annotated[float, typer.Option(help="Seconds that a file may take.", min=0.1)] = 3600
-    worker_memory: Annotated[float, typer.Option(help="GiB of a worker.", min=0.25)] = 2
-    rate_limit: Annotated[int, typer.Option(help="Requests a minute from one address; 0: any number.", min=0)] = 0
-    alias: Annotated[list[str] | None, typer.Option(help="Another name of the default model.")] = None
-    language: Annotated[str, typer.Option(help="What is spoken, as en; any: whatever a client says.")] = "en"
+    max_streams: Annotated[int | None, Option(help="Live streams at a time.", min=0, show_default="4 a core")] = None
+    max_queue: Annotated[int, Option(help="Files that may wait.", min=1)] = 32
+    max_upload: Annotated[float, Option(help="MiB of a file.", min=0.001)] = 512
+    max_audio: Annotated[float, Option(help="Hours of a file.", min=0.0001)] = 4
+    max_stream: Annotated[float, Option(help="Hours of a live stream.", min=0.0001)] = 4
+    job_timeout: Annotated[float, Option(help="Seconds that a file may take.", min=0.1)] = 3600
+    worker_memory: Annotated[float, Option(help="GiB of a worker.", min=0.25)] = 2
+    rate_limit: Annotated[int, Option(help="Requests a minute from one address; 0: any number.", min=0)] = 0
+    alias: Annotated[list[str] | None, Option(help="Another name of the default model.")] = None
+    language: Annotated[str, Option(help="What is spoken, as en; any: whatever a client says.")] = "en"
     temp: Annotated[
-        Path | None, typer.Option(help="A folder for uploads while they are heard.", show_default="the system's")
+        Path | None, Option(help="A folder for uploads while they are heard.", show_default="the system's")
     ] = None
-    no_page: Annotated[bool, typer.Option("--no-page", help="No page at /.")] = False
-    no_metrics: Annotated[bool, typer.Option("--no-metrics", help="No /metrics.")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line a request.")] = False
+    no_page: Annotated[bool, Option("--no-page", help="No page at /.")] = False
+    no_metrics: Annotated[bool, Option("--no-metrics", help="No /metrics.")] = False
+    quiet: Annotated[bool, Option("--quiet", "-q", help="No line a request.")] = False
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Also why requests are refused, and what streams and workers do.")
+        bool, Option("--verbose", "-v", help="Also why requests are refused, and what streams and workers do.")
     ] = False
-    log_json: Annotated[bool, typer.Option("--log-json", help="The log as JSON lines.")] = False
+    log_json: Annotated[bool, Option("--log-json", help="The log as JSON lines.")] = False
 
     def settings(self) -> Settings:
         """raises: BadParameter where options contradict each other; ServeError."""
@@ -126,7 +123,6 @@ class _Asked:
         )
 
 
-@options.grouped
 def serve(asked: _Asked) -> None:
     """Recognise files and live streams for other programs, and in a page with a microphone; offline, Ctrl-C ends."""
     settings = asked.settings()
@@ -141,7 +137,7 @@ def _address(text: str) -> tuple[str, int]:
     """Host and port of PORT or HOST:PORT."""
     host, _, port = text.rpartition(":")
     if not port.isdecimal() or int(port) > 65535:
-        raise typer.BadParameter(f"expected PORT or HOST:PORT, got {text!r}", param_hint="--wyoming")
+        raise click.BadParameter(f"expected PORT or HOST:PORT, got {text!r}", param_hint="--wyoming")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 

@@ -6,21 +6,22 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import click
 
 from asr import terminal
 from asr.cli import options
+from asr.cli.command import Argument, Option
 from asr.errors import AsrError
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A recipe's config.yaml.", show_default=False)],
+    config: Annotated[Path, Argument(help="A recipe's config.yaml.")],
     overrides: options.Settings = None,
-    run: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/<name>")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Print at the end where the time went.")] = False,
+    run: Annotated[Path | None, Option(help="The run folder.", show_default="runs/<name>")] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, Option(help="CPU threads.", min=1)] = None,
+    profile: Annotated[bool, Option("--profile", help="Print at the end where the time went.")] = False,
 ) -> None:
     """Train a model; Ctrl-C saves, --resume goes on. Several devices: torchrun --nproc-per-node N -m -- asr train ..."""
     from rich.console import Console
@@ -39,23 +40,23 @@ def train(
         console=Console(stderr=True),
     )
     if not outcome.finished:
-        raise typer.Exit(130)
+        raise click.exceptions.Exit(130)
 
 
 def adapt(
-    model: Annotated[Path, typer.Argument(help="A run folder, a model's file, or its name.", show_default=False)],
-    manifest: Annotated[Path, typer.Argument(help="JSON lines: the new recordings.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The run folder to write.", show_default=False)],
+    model: Annotated[Path, Argument(help="A run folder, a model's file, or its name.")],
+    manifest: Annotated[Path, Argument(help="JSON lines: the new recordings.")],
+    output: Annotated[Path, Option("--output", "-o", help="The run folder to write.")],
     overrides: options.Settings = None,
     dev: Annotated[
-        Path | None, typer.Option(help="A manifest to hold out.", show_default="a fifth of the recordings")
+        Path | None, Option(help="A manifest to hold out.", show_default="a fifth of the recordings")
     ] = None,
     replay: Annotated[
-        float, typer.Option(help="Share of the old training data in what is trained on.", min=0, max=0.9)
+        float, Option(help="Share of the old training data in what is trained on.", min=0, max=0.9)
     ] = 0.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, Option(help="CPU threads.", min=1)] = None,
 ) -> None:
     """Train a model on with minutes of a voice or a subject; what is gained on it, and lost on the old dev set."""
     from rich.console import Console
@@ -76,19 +77,19 @@ def adapt(
             console=Console(stderr=True),
         )
     if compared is None:
-        raise typer.Exit(130)
+        raise click.exceptions.Exit(130)
     terminal.show("".join(f"{one}\n" for one in compared))
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder, finished or still in training.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    run: Annotated[Path, Argument(help="A run folder, finished or still in training.")],
+    output: Annotated[Path, Option("--output", "-o", help="The page to write.")] = Path("report.html"),
     manifest: Annotated[
-        Path | None, typer.Option(help="The set to look at: JSON lines.", show_default="the training's dev set")
+        Path | None, Option(help="The set to look at: JSON lines.", show_default="the training's dev set")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
-    overwrite: terminal.Overwrite = False,
+    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, Option(help="CPU threads.", min=1)] = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """One web page about a training: curves, gradients, errors, and the worst utterances to hear and see."""
     from asr.files import write
@@ -105,18 +106,18 @@ def report(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder, or one of its .safetensors files.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.", show_default=False)],
-    name: Annotated[str | None, typer.Option(help="The model's name.", show_default="the training's")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="A quarter of the size, and faster on a CPU.")] = False,
+    run: Annotated[Path, Argument(help="A run folder, or one of its .safetensors files.")],
+    output: Annotated[Path, Option("--output", "-o", help="The ONNX file to write.")],
+    name: Annotated[str | None, Option(help="The model's name.", show_default="the training's")] = None,
+    int8: Annotated[bool, Option("--int8", help="A quarter of the size, and faster on a CPU.")] = False,
     temperature: Annotated[
         float,
-        typer.Option(min=0.1, max=10, help="Divides the logits: above 1 for a network that is too sure of itself."),
+        Option(min=0.1, max=10, help="Divides the logits: above 1 for a network that is too sure of itself."),
     ] = 1.0,
     manifest: Annotated[
-        Path | None, typer.Option(help="Measure the WER on this, of int8 beside float32, and keep it in the file.")
+        Path | None, Option(help="Measure the WER on this, of int8 beside float32, and keep it in the file.")
     ] = None,
-    overwrite: terminal.Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Write a trained model as one file that runs without PyTorch."""
     import tempfile
@@ -124,7 +125,7 @@ def export(
     from asr.training import export as exporter
 
     exporter.export(run, output, name=name, int8=int8, temperature=temperature, overwrite=overwrite)
-    typer.echo(f"{output}: {output.stat().st_size / 1e6:.2f} MB", err=True)
+    click.echo(f"{output}: {output.stat().st_size / 1e6:.2f} MB", err=True)
     if manifest is not None:
         rates = {"int8" if int8 else "float32": _word_error_rate(output, manifest)}
         if int8:
@@ -132,13 +133,13 @@ def export(
                 exporter.export(run, Path(folder) / "float.onnx", temperature=temperature)
                 rates["float32"] = _word_error_rate(Path(folder) / "float.onnx", manifest)
         exporter.annotate(output, {"greedy WER on " + manifest.name: rates})
-        typer.echo(", ".join(f"WER {kind} {rate:.2%}" for kind, rate in rates.items()), err=True)
+        click.echo(", ".join(f"WER {kind} {rate:.2%}" for kind, rate in rates.items()), err=True)
 
 
 def summary(
-    config: Annotated[Path, typer.Argument(help="A recipe's config.yaml.", show_default=False)],
+    config: Annotated[Path, Argument(help="A recipe's config.yaml.")],
     overrides: options.Settings = None,
-    duration_s: Annotated[float, typer.Option("--seconds", help="Length of audio for the shapes.", min=0.1)] = 10.0,
+    duration_s: Annotated[float, Option("--seconds", help="Length of audio for the shapes.", min=0.1)] = 10.0,
 ) -> None:
     """The network of a configuration: layers, output shapes, parameters, receptive field, frame shift."""
     from rich.table import Table

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import click
 
 from asr import terminal
 from asr.cli import options
+from asr.cli.command import Argument, Option
 from asr.errors import AsrError, AudioError
 
 if TYPE_CHECKING:
@@ -31,45 +32,45 @@ class _Asked:
 
     inputs: Annotated[
         list[str],
-        typer.Argument(help="Recordings, folders of them, patterns; - reads from a pipe.", show_default=False),
+        Argument(help="Recordings, folders of them, patterns; - reads from a pipe."),
     ]
     model: options.Model = "english"
     formats: Annotated[
         str,
-        typer.Option(
+        Option(
             "--format",
             "-f",
             help="txt, srt, vtt, tsv, csv, json, jsonl (a manifest), ctm, textgrid, audacity; several with commas.",
         ),
     ] = "txt"
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write files into this folder.")] = None
-    line_width: Annotated[int, typer.Option("--max-line-width", help="Of srt and vtt: characters.", min=10)] = 42
-    line_count: Annotated[int, typer.Option("--max-line-count", help="Of srt and vtt: lines at a time.", min=1)] = 2
+    output: Annotated[Path | None, Option("--output", "-o", help="Write files into this folder.")] = None
+    line_width: Annotated[int, Option("--max-line-width", help="Of srt and vtt: characters.", min=10)] = 42
+    line_count: Annotated[int, Option("--max-line-count", help="Of srt and vtt: lines at a time.", min=1)] = 2
     steering: options.Steering
-    n_best: Annotated[int, typer.Option(help="List so many texts of each stretch in the format json.", min=1)] = 1
+    n_best: Annotated[int, Option(help="List so many texts of each stretch in the format json.", min=1)] = 1
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", "-j", help="Processes.", min=1, show_default="as many as are faster than one"),
+        Option("--jobs", "-j", help="Processes.", min=1, show_default="as many as are faster than one"),
     ] = None
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also the folders within folders.")] = False
-    overwrite: terminal.Overwrite = False
-    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")] = False
+    recursive: Annotated[bool, Option("--recursive", "-r", help="Also the folders within folders.")] = False
+    overwrite: options.Overwrite = False
+    skip_existing: Annotated[bool, Option("--skip-existing", help="Go on where an earlier call stopped.")] = False
     shard: Annotated[
         str | None,
-        typer.Option(metavar="N/OF", help="Of all recordings a part, such as 3/16; for arrays of jobs."),
+        Option(metavar="N/OF", help="Of all recordings a part, such as 3/16; for arrays of jobs."),
     ] = None
-    threads: Annotated[int, typer.Option(help="Threads of the network in each process; one is fastest.", min=1)] = 1
-    start: Annotated[str | None, typer.Option(help="Hear nothing before this time: 90, 1:30 or 0:01:30.5.")] = None
-    end: Annotated[str | None, typer.Option(help="Hear nothing after this time.")] = None
+    threads: Annotated[int, Option(help="Threads of the network in each process; one is fastest.", min=1)] = 1
+    start: Annotated[str | None, Option(help="Hear nothing before this time: 90, 1:30 or 0:01:30.5.")] = None
+    end: Annotated[str | None, Option(help="Hear nothing after this time.")] = None
     channels: Annotated[
-        str, typer.Option(help="mix, split for a text of each channel, as of a telephone call, or a number.")
+        str, Option(help="mix, split for a text of each channel, as of a telephone call, or a number.")
     ] = "mix"
     track: Annotated[
-        int | None, typer.Option(help="Of several audio tracks in a film.", min=1, show_default="the default one")
+        int | None, Option(help="Of several audio tracks in a film.", min=1, show_default="the default one")
     ] = None
-    rate: Annotated[int | None, typer.Option(help="The pipe has raw 16-bit mono samples at this rate, in Hz.")] = None
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line on stderr for each recording.")] = False
+    rate: Annotated[int | None, Option(help="The pipe has raw 16-bit mono samples at this rate, in Hz.")] = None
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Only errors on stderr.")] = False
+    verbose: Annotated[bool, Option("--verbose", "-v", help="A line on stderr for each recording.")] = False
 
     @property
     def piped(self) -> bool:
@@ -90,7 +91,7 @@ class _Asked:
             return None
         number, _, count = self.shard.partition("/")
         if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-            raise typer.BadParameter(
+            raise click.BadParameter(
                 f"expected a number and how many there are, 1/16 to 16/16, got {self.shard}", param_hint="--shard"
             )
         return int(number), int(count)
@@ -187,7 +188,6 @@ class _Asked:
             terminal.note(f"{job.source}: no sentence of the grammar is what was said, so there is no text")
 
 
-@options.grouped
 def transcribe(asked: _Asked) -> None:
     """Print the text of recordings, or write it to files, offline."""
     from time import perf_counter
@@ -208,7 +208,7 @@ def transcribe(asked: _Asked) -> None:
             terminal.note(f"--shard {asked.shard}: has none of the {total} recordings")
     recordings = batch.by_channel(found, asked.track) if asked.channels == "split" else found
     if asked.output is None and len(recordings) > 1 and kinds[0] not in ("txt", "ctm", "jsonl"):
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{kinds[0]} of {len(recordings)} recordings cannot be told apart on stdout: -o DIR", param_hint="--format"
         )
     todo, skipped, refused = batch.plan(
@@ -231,7 +231,7 @@ def transcribe(asked: _Asked) -> None:
                 options.note_unspelt(recognizer)
             if alone:
                 _transcribe_one(todo[0], recognizer, asked, hear)
-                raise typer.Exit(1 if nothing else 0)
+                raise click.exceptions.Exit(1 if nothing else 0)
             del recognizer  # every process loads its own
         each = [hear if job.channel is None else hear | {"channel": job.channel} for job in todo]
         results = batch.transcribe([job.path for job in todo], model, jobs=asked.jobs, hear=each, **settings)
@@ -249,7 +249,7 @@ def transcribe(asked: _Asked) -> None:
         spent = perf_counter() - started
         terminal.note("; ".join([f"{counts} in {spent:.1f} s, {audio_s / spent:.0f} x real time", *notes]))
     if failed:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _deliver_all(

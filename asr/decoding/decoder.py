@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,12 +12,14 @@ from asr.decoding import confidence, ctc
 from asr.decoding.align import align
 from asr.decoding.confidence import Calibration
 from asr.decoding.fusion import Decoding, scorer
-from asr.decoding.grammar import Grammar
 from asr.decoding.hotwords import HotWords
 from asr.decoding.subwords import SubwordScorer
 from asr.lm.model import NgramModel
 from asr.tokens import Tokens
 from asr.transcript import Word, words_of
+
+if TYPE_CHECKING:
+    from asr.decoding.grammar import Grammar
 
 # A token of lower log-probability than this in a frame grows no prefix there, and a prefix that ranks so much lower than the
 # best is dropped. Neither costs any errors (recipes/english/RESULTS.md); half the frames become free.

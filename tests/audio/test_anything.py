@@ -12,10 +12,10 @@ import shutil
 import threading
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import soundfile
-import typer
 from conftest import DATA, Cli
 
 from asr import Recognizer, audio
@@ -203,7 +203,7 @@ def test_there_is_no_such_part(cli: Cli, arguments: list[str], message: str) -> 
 
 @pytest.mark.parametrize("time", ["", "x", "-1", "nan", "1:60", "1:2:3:4", "1:-2"])
 def test_times_that_are_none(time: str) -> None:
-    with pytest.raises(typer.BadParameter, match=r"expected a time such as 90, 1:30 or 0:01:30\.5"):
+    with pytest.raises(click.BadParameter, match=r"expected a time such as 90, 1:30 or 0:01:30\.5"):
         options.seconds_of(time, "--start")
 
 

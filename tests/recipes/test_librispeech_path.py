@@ -13,8 +13,8 @@ from runpy import run_path
 import mirror
 import pytest
 import soundfile
+from click.testing import CliRunner
 from conftest import DATA
-from typer.testing import CliRunner
 
 from asr import audio, manifest
 from asr.cli import app
