@@ -120,3 +120,11 @@ def test_gpu(
     report = (out / "report.md").read_text()
     assert re.findall("## (.*): exit status 0", report) == ["english", "export", "evaluate"]
     assert "utterances: 1," in report
+
+
+def test_start(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    said = bench(monkeypatch, capfd, "start", SEVEN, "--model", "digits", "--turns", 1, "--processes", 2)
+    rows = [line.split(" | ") for line in said.splitlines() if line.startswith("| ")]
+    assert {"| asr --help", "| asr transcribe -m digits", "| 2"} <= {row[0] for row in rows}
+    seconds = {row[0]: float(row[1].removesuffix(" s")) for row in rows if len(row) == 4 and row[1].endswith(" s")}
+    assert 0 < seconds["| python"] <= seconds["| asr transcribe -m digits"]

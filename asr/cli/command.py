@@ -7,6 +7,7 @@ dataclass stands for all its fields. Nothing of this is worked out before a comm
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib import import_module
@@ -74,6 +75,18 @@ class Group(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
+class _Integer(click.IntRange):
+    name = "whole number"
+
+
+class _Number(click.FloatRange):
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        return self.fail(f"{value!r} is not a number.", param, ctx) if math.isnan(number) else number
+
+
 def _fill(taker: Callable[..., Any], values: dict[str, Any]) -> Any:
     """Call a function, or make a dataclass, with the values of its parameters and of those of dataclasses among them."""
     hints = get_type_hints(taker)
@@ -102,10 +115,8 @@ def _parameter(name: str, hint: Any, how: Option, default: Any) -> click.Paramet
     kind = get_args(kind)[0] if is_list else kind
     settings = {"show_default": True} | how.settings
     limits = {side: settings.pop(side) for side in ("min", "max") if side in settings}
-    if limits:
-        settings["type"] = (click.IntRange if kind is int else click.FloatRange)(**limits)
-    else:
-        settings["type"] = click.Path(path_type=Path) if kind is Path else kind
+    types = {int: _Integer(**limits), float: _Number(**limits), Path: click.Path(path_type=Path)}
+    settings["type"] = types.get(kind, kind)
     if default is inspect.Parameter.empty:
         settings["required"] = True
     else:

@@ -22,7 +22,7 @@ from asr.tokens import BLANK
 _NEVER = -np.inf  # log 0
 _LOG_PROB_SLACK = 1e-3  # how far above log 1 rounding may carry a log-probability
 _NOWHERE = -1
-_SPARE_NODES = 1024  # dead prefixes that may pile up before they are cleared away
+_SPARE_NODES = 8192  # dead prefixes that may pile up before they are cleared away
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +192,9 @@ class BeamSearch:
             for scorer, states in zip(self._scorers, self._states, strict=True):
                 rank = rank + scorer.end(states)
         chosen = _top(rank, n_best)
-        rows = zip(self._node[chosen].tolist(), rank[chosen].tolist(), self._total[chosen].tolist(), strict=True)
-        found = [Hypothesis(self._trie.prefix(node), score, acoustic) for node, score, acoustic in rows]
+        prefixes = self._trie.prefixes(self._node[chosen])
+        rows = zip(prefixes, rank[chosen].tolist(), self._total[chosen].tolist(), strict=True)
+        found = [Hypothesis(prefix, score, acoustic) for prefix, score, acoustic in rows]
         return sorted(found, key=lambda hypothesis: (-hypothesis.score, hypothesis.token_ids))
 
     def commit(self, token_ids: Sequence[int], following: Container[int]) -> None:
@@ -202,7 +203,7 @@ class BeamSearch:
         What was decided stays decided.
         """
         start = tuple(token_ids)
-        prefixes = [self._trie.prefix(node) for node in self._node.tolist()]
+        prefixes = self._trie.prefixes(self._node)
         keep = [
             len(prefix) > len(start) and prefix[: len(start)] == start and prefix[len(start)] in following
             for prefix in prefixes
@@ -333,13 +334,17 @@ class _Trie:
     def parent(self, node: int) -> int:
         return self._edges[node] // self._n_tokens
 
-    def prefix(self, node: int) -> tuple[int, ...]:
-        """The token ids from the root to a node."""
-        token_ids = []
-        while node != self.ROOT:
-            node, token = divmod(self._edges[node], self._n_tokens)
-            token_ids.append(token)
-        return tuple(reversed(token_ids))
+    def prefixes(self, nodes: np.ndarray) -> list[tuple[int, ...]]:
+        """The token ids from the root to each of nodes (n,)."""
+        edges = np.array(self._edges)
+        edges[self.ROOT] = (
+            self.ROOT * self._n_tokens + BLANK
+        )  # whose parent is itself, for those that are there already
+        steps = [np.zeros(len(nodes), int)]
+        while (nodes != self.ROOT).any():
+            nodes, token = np.divmod(edges[nodes], self._n_tokens)
+            steps.append(token)
+        return [tuple(filter(None, row)) for row in np.stack(steps[::-1], axis=1).tolist()]
 
     def crowded(self) -> bool:
         return len(self._edges) > self._limit

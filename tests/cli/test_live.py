@@ -142,7 +142,7 @@ def test_files_of_the_whole_session(
         (["--from", DIGITS, "--device", "1"], "a file instead"),
         (["--speed", "0"], "--from FILE"),
         (["-m", "digits", "--decoding", "lm_weight=1"], "--lm FILE"),
-        (["--vad-level", "10"], "equal to 0"),
+        (["--vad-level", "10"], "-96<=x<=0"),
     ],
 )
 def test_wrong_usage(cli: Cli, options: list[str], message: str) -> None:
