@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,11 +23,11 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 def cli(tmp_path: Path) -> Cli:
     """Run `asr` with arguments as a user would, in an empty folder; the output is captured."""
 
-    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "asr", *map(str, arguments)]
         environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, **options
-        )
+        options |= {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
+        done: subprocess.CompletedProcess[str] = subprocess.run(command, check=False, **options)
+        return done
 
     return run

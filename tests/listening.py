@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from aiohttp import web
 from conftest import DATA
 from prometheus_client.parser import text_string_to_metric_families
 
-from asr.serving import app, settings
-from asr.serving.service import Service
+from asr.serving import app
+from asr.serving.service import SERVICE, Service
+from asr.serving.settings import Settings
 
 DIGITS, SEVEN = DATA / "connected_digits.flac", DATA / "7_jackson_0.wav"
 TEXT = "five seven nine zero"
@@ -29,9 +31,8 @@ class Server:
     """port: where it listens; service: what its handlers share; stop: ends it."""
 
     def __init__(self, **options: Any) -> None:
-        self.settings = settings.Settings(
-            **({"models": ("digits",), "port": 0, "workers": 1, "least_free": 0} | options)
-        )
+        chosen: dict[str, Any] = {"models": ("digits",), "port": 0, "workers": 1, "least_free": 0}
+        self.settings = Settings(**chosen | options)
         self.service: Service
         self.port = 0
         self.ports: Mapping[str, int]
@@ -51,9 +52,9 @@ class Server:
         made: list[Service] = []
         application = app.application
 
-        def kept(options: settings.Settings) -> Any:
-            one = application(options)
-            made.append(one[app.SERVICE])
+        def kept(settings: Settings) -> web.Application:
+            one = application(settings)
+            made.append(one[SERVICE])
             return one
 
         def ready(address: str, ports: Mapping[str, int]) -> None:
@@ -89,7 +90,7 @@ class Server:
     @property
     def workers(self) -> list[int]:
         """The worker processes."""
-        return [worker.process.pid for worker in self.service.pool._workers]
+        return [worker.process.pid or 0 for worker in self.service.pool._workers]
 
     def ask(
         self, path: str, method: str = "GET", body: Any = None, headers: dict[str, str] | None = None
@@ -158,6 +159,12 @@ def form(fields: list[tuple[str, Any]]) -> tuple[bytes, str]:
             lines.append(f'--xx\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}'.encode())
         lines.append(b"\r\n")
     return b"".join(lines) + b"--xx--\r\n", "multipart/form-data; boundary=xx"
+
+
+def s16(waveform: np.ndarray) -> bytes:
+    """Samples as most clients send them: 16 bits, the lower byte first."""
+    samples: np.ndarray = (np.clip(waveform, -1, 1) * 32767).astype("<i2")
+    return samples.tobytes()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Seen:
 
 
 def run(
-    arguments: list[object],
+    arguments: Sequence[object],
     folder: Path,
     *,
     columns: int = 80,

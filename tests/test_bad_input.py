@@ -102,7 +102,8 @@ def model(change: Callable[[onnx.GraphProto], object]) -> Callable[[Path], objec
 
 def deviations(graph: onnx.GraphProto) -> onnx.TensorProto:
     """One of the tensors in which the model's numbers are."""
-    return next(tensor for tensor in graph.initializer if tensor.name.endswith("std"))
+    found: onnx.TensorProto = next(tensor for tensor in graph.initializer if tensor.name.endswith("std"))
+    return found
 
 
 def external(location: str, graph: onnx.GraphProto) -> None:

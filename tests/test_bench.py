@@ -96,10 +96,11 @@ def test_train_and_epoch(
         "network": {"conv_channels": 2},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
-    options = ("--shapes", "1x8", "--steps", 1, "--rounds", 2, "--threads", 1, "--device", "cpu")
-    assert "| 1x8, cpu |" in bench(monkeypatch, capfd, "train", tmp_path / "config.yaml", *options)
-    options = ("--hours", 0.01, "--shape", "1x8", "--threads", 1, "--device", "cpu", "--folder", tmp_path / "noise")
-    assert "hours" in bench(monkeypatch, capfd, "epoch", *options)
+    cpu = ("--threads", 1, "--device", "cpu")
+    steps = ("--shapes", "1x8", "--steps", 1, "--rounds", 2)
+    assert "| 1x8, cpu |" in bench(monkeypatch, capfd, "train", tmp_path / "config.yaml", *steps, *cpu)
+    noise = ("--hours", 0.01, "--shape", "1x8", "--folder", tmp_path / "noise")
+    assert "hours" in bench(monkeypatch, capfd, "epoch", *noise, *cpu)
 
 
 def test_gpu(

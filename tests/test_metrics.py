@@ -5,6 +5,8 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from asr.metrics import Errors, Report, Scored, character_errors, report, word_e
 TEXTS = st.lists(st.text("abcé日[/]", min_size=1, max_size=3), max_size=7).map(" ".join)
 
 
-def distance(reference, hypothesis):
+def distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
     """Fewest substitutions, deletions and insertions, by the textbook recursion over prefixes."""
     table = np.zeros((len(reference) + 1, len(hypothesis) + 1), int)
     table[:, 0] = np.arange(len(reference) + 1)
@@ -35,6 +37,12 @@ def rendered(result: Report, width: int = 80) -> str:
     stream = io.StringIO()
     result.render(Console(width=width, file=stream))
     return stream.getvalue()
+
+
+def interval(result: Report) -> tuple[float, float]:
+    """Of the word error rate, which was computed."""
+    assert result.word_interval is not None
+    return result.word_interval
 
 
 def noisy(utterances: int, seed: int = 0, speakers: int = 0) -> list[Scored]:
@@ -57,18 +65,18 @@ SMALL = [
 ]
 
 
-def test_word_errors_by_hand():
+def test_word_errors_by_hand() -> None:
     assert word_errors(["the cat sat on the mat"], ["the cat sit on mat"]) == Errors(4, 1, 1, 0)
     assert word_errors(["a b", "c"], ["a b", "c d e"]) == Errors(3, 0, 0, 2)
     assert word_errors(["a b c d"], ["a x c"]).rate == 0.5
 
 
-def test_character_errors_count_the_space_between_words():
+def test_character_errors_count_the_space_between_words() -> None:
     assert character_errors(["ab cd"], ["abcd"]) == Errors(4, 0, 1, 0)
     assert character_errors(["cat"], ["cut"]) == Errors(2, 1, 0, 0)
 
 
-def test_empty_references_and_hypotheses():
+def test_empty_references_and_hypotheses() -> None:
     assert word_errors([""], ["two words"]) == Errors(0, 0, 0, 2)
     assert word_errors(["two words"], [""]) == Errors(0, 0, 2, 0)
     assert word_errors([""], [""]) == Errors()
@@ -76,13 +84,13 @@ def test_empty_references_and_hypotheses():
     assert character_errors(["", "ab"], ["xy", ""]) == Errors(0, 0, 2, 2)
 
 
-def test_rate_without_a_reference_is_zero_or_infinite():
+def test_rate_without_a_reference_is_zero_or_infinite() -> None:
     assert Errors().rate == 0.0
     assert Errors(insertions=1).rate == math.inf
     assert Errors(hits=1, insertions=3).rate == 3.0
 
 
-def test_errors_add_up():
+def test_errors_add_up() -> None:
     assert sum([Errors(1, 2, 3, 4), Errors(10, 20, 30, 40)], Errors()) == Errors(11, 22, 33, 44)
     assert Errors(1, 2, 3, 4).reference_length == 6
     assert Errors(1, 2, 3, 4).total == 9
@@ -90,9 +98,10 @@ def test_errors_add_up():
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4))
-def test_counts_agree_with_the_textbook_recursion(pairs):
+def test_counts_agree_with_the_textbook_recursion(pairs: list[tuple[str, str]]) -> None:
     references, hypotheses = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    for score, units in ((word_errors, str.split), (character_errors, list)):
+    kinds: tuple[tuple[Any, Callable[[str], list[str]]], ...] = ((word_errors, str.split), (character_errors, list))
+    for score, units in kinds:
         errors = score(references, hypotheses)
         lengths = [(len(units(left)), len(units(right))) for left, right in pairs]
         assert errors.total == sum(distance(units(left), units(right)) for left, right in pairs)
@@ -102,7 +111,7 @@ def test_counts_agree_with_the_textbook_recursion(pairs):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(TEXTS, TEXTS, st.sampled_from([None, "s1", "s2"])), min_size=1, max_size=6))
-def test_report_is_consistent_for_any_text(rows):
+def test_report_is_consistent_for_any_text(rows: list[tuple[str, str, str | None]]) -> None:
     scored = [Scored(str(index), *row) for index, row in enumerate(rows)]
     references, hypotheses = [one.reference for one in scored], [one.hypothesis for one in scored]
     result = report(scored, worst=len(scored), confusions=1000, bootstrap=20)
@@ -128,7 +137,7 @@ def test_report_is_consistent_for_any_text(rows):
     rendered(result)
 
 
-def test_report_by_hand():
+def test_report_by_hand() -> None:
     result = report(SMALL, bootstrap=0)
     assert result.words == Errors(hits=9, substitutions=3, deletions=1, insertions=1)
     assert result.wer == 5 / 13
@@ -143,19 +152,19 @@ def test_report_by_hand():
     assert result.character_interval is None
 
 
-def test_speakers_are_sorted_worst_first():
+def test_speakers_are_sorted_worst_first() -> None:
     ann, bob = report(SMALL, bootstrap=0).speakers
     assert (ann.speaker, ann.utterances, ann.duration_s, ann.words.rate) == ("ann", 2, 3.5, 4 / 9)
     assert (bob.speaker, bob.utterances, bob.duration_s, bob.words.rate) == ("bob", 2, 2.0, 1 / 4)
 
 
-def test_utterances_that_name_no_speaker_still_count_among_those_that_do():
+def test_utterances_that_name_no_speaker_still_count_among_those_that_do() -> None:
     rows = report([*SMALL, Scored("five", "a b c d e", "")], bootstrap=0).speakers
     assert [row.speaker for row in rows] == [None, "ann", "bob"]
     assert rows[0].words == Errors(deletions=5)
 
 
-def test_worst_are_sorted_by_errors_then_rate():
+def test_worst_are_sorted_by_errors_then_rate() -> None:
     scored = [
         Scored("right", "a b c", "a b c"),
         Scored("long", "a b c d", "x y c d"),
@@ -168,13 +177,13 @@ def test_worst_are_sorted_by_errors_then_rate():
     assert [aligned.scored.id for aligned in report(scored, worst=2, bootstrap=0).worst] == ["three", "short"]
 
 
-def test_frequent_confusions_come_first_and_ties_alphabetically():
+def test_frequent_confusions_come_first_and_ties_alphabetically() -> None:
     scored = [Scored("1", "b a c c", "x x x x")]
     assert report(scored, bootstrap=0).substitutions == (("c", "x", 2), ("a", "x", 1), ("b", "x", 1))
     assert report(scored, confusions=1, bootstrap=0).substitutions == (("c", "x", 2),)
 
 
-def test_errors_stand_out_in_aligned_lines():
+def test_errors_stand_out_in_aligned_lines() -> None:
     aligned = report(SMALL[:1], bootstrap=0).worst[0]
     assert list(aligned.lines()) == [
         (
@@ -187,63 +196,65 @@ def test_errors_stand_out_in_aligned_lines():
     assert lines == ("hello *** world", "hello BIG world", "      I")
 
 
-def test_aligned_columns_fit_wide_and_combining_characters():
+def test_aligned_columns_fit_wide_and_combining_characters() -> None:
     # Each of the two wide characters takes two columns; the accent over e takes none; ß is SS in upper case.
     (lines,) = report([Scored("1", "日本 x e\u0301 b", "cat x e\u0301 groß")], bootstrap=0).worst[0].lines()
     assert lines == ("日本 x e\u0301 B", "CAT  x e\u0301 GROSS", "S        S")
 
 
-def test_words_that_differ_by_case_alone_are_shown_as_they_are():
+def test_words_that_differ_by_case_alone_are_shown_as_they_are() -> None:
     (lines,) = report([Scored("1", "Will will", "will will")], bootstrap=0).worst[0].lines()
     assert lines == ("Will will", "will will", "S")
 
 
-def test_aligned_lines_wrap_between_columns():
+def test_aligned_lines_wrap_between_columns() -> None:
     aligned = report([Scored("1", "aa bb cc dd", "aa xxx cc dd")], bootstrap=0).worst[0]
     assert list(aligned.lines(6)) == [("aa BB", "aa XXX", "   S"), ("cc dd", "cc dd", "")]
     assert list(aligned.lines(5)) == [("aa", "aa", ""), ("BB", "XXX", "S"), ("cc dd", "cc dd", "")]
     assert len(list(aligned.lines(1))) == 4
 
 
-def test_interval_contains_the_estimate_and_narrows_with_more_utterances():
+def test_interval_contains_the_estimate_and_narrows_with_more_utterances() -> None:
     few, many = report(noisy(50)), report(noisy(1800))
     for result in (few, many):
-        assert result.word_interval[0] < result.wer < result.word_interval[1]
+        low, high = interval(result)
+        assert low < result.wer < high
+        assert result.character_interval is not None
         assert result.character_interval[0] < result.cer < result.character_interval[1]
     # 36 times the data: a sixth of the width, give or take what chance does to it.
-    ratio = np.ptp(few.word_interval) / np.ptp(many.word_interval)
+    ratio: float = np.ptp(interval(few)) / np.ptp(interval(many))
     assert 4 < ratio < 9
 
 
-def test_interval_agrees_with_the_binomial_one():
+def test_interval_agrees_with_the_binomial_one() -> None:
     # One word each, so that the rate is a mean of independent trials with a known deviation.
     scored = [Scored(str(index), "a", "b" if index % 5 == 0 else "a") for index in range(1000)]
-    low, high = report(scored, bootstrap=4000).word_interval
+    low, high = interval(report(scored, bootstrap=4000))
     deviation = math.sqrt(0.2 * 0.8 / 1000)
     assert low == pytest.approx(0.2 - 1.96 * deviation, abs=0.003)
     assert high == pytest.approx(0.2 + 1.96 * deviation, abs=0.003)
 
 
-def test_interval_weighs_utterances_by_their_length():
+def test_interval_weighs_utterances_by_their_length() -> None:
     # The mean of the utterances' own rates would be 0.5: a resample's rate is errors over words, as the total's is.
     scored = [Scored(f"l{i}", "a " * 99 + "a", "a " * 99 + "a") for i in range(50)]
     scored += [Scored(f"s{i}", "a", "b") for i in range(50)]
-    low, high = report(scored).word_interval
+    low, high = interval(report(scored))
     assert low < 50 / 5050 < high < 0.03
 
 
-def test_interval_depends_on_the_seed_alone():
+def test_interval_depends_on_the_seed_alone() -> None:
     scored = noisy(60)
     assert report(scored, seed=3).word_interval == report(scored, seed=3).word_interval
     assert report(scored, seed=3).word_interval != report(scored, seed=4).word_interval
 
 
-def test_interval_of_one_utterance_or_equal_ones_has_no_width():
+def test_interval_of_one_utterance_or_equal_ones_has_no_width() -> None:
     assert report([Scored("1", "a b c d", "a b c x")]).word_interval == (0.25, 0.25)
     assert report([Scored("1", "a b", "a b")], bootstrap=1).word_interval == (0.0, 0.0)
 
 
-def test_references_that_are_all_empty():
+def test_references_that_are_all_empty() -> None:
     result = report([Scored("1", "", "noise"), Scored("2", "", "")])
     assert result.wer == math.inf
     assert result.word_interval == (0.0, math.inf)
@@ -255,12 +266,12 @@ def test_references_that_are_all_empty():
     assert "inf %" in rendered(result)
 
 
-def test_json_round_trips():
+def test_json_round_trips() -> None:
     result = report(SMALL)
     figures = result.to_json()
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert figures["wer"] == 5 / 13
-    assert figures["wer_interval"] == list(result.word_interval)
+    assert figures["wer_interval"] == list(interval(result))
     assert figures["cer"] == result.cer
     assert figures["utterance_error_rate"] == 0.75
     assert figures["words"] == {
@@ -278,9 +289,9 @@ def test_json_round_trips():
     assert report(SMALL, bootstrap=0).to_json()["wer_interval"] is None
 
 
-def test_json_keys_are_the_documented_ones():
+def test_json_keys_are_the_documented_ones() -> None:
     figures = report(SMALL).to_json()
-    documented = Report.to_json.__doc__
+    documented = Report.to_json.__doc__ or ""
     for keys in (
         figures,
         figures["speakers"][0],
@@ -291,7 +302,7 @@ def test_json_keys_are_the_documented_ones():
         assert [key for key in keys if key not in documented] == []
 
 
-def test_render_shows_the_figures():
+def test_render_shows_the_figures() -> None:
     output = rendered(report(SMALL, bootstrap=0))
     lines = [line.split() for line in output.splitlines()]
     assert ["utterances:", "4,", "audio:", "5.5", "s,", "speakers:", "2"] in lines
@@ -303,16 +314,16 @@ def test_render_shows_the_figures():
     assert ["HYP", "the", "cat", "SIT", "on", "***", "mat"] in lines
 
 
-def test_render_shows_the_interval():
+def test_render_shows_the_interval() -> None:
     result = report(noisy(100))
-    low, high = result.word_interval
+    low, high = interval(result)
     (line,) = (line for line in rendered(result).splitlines() if line.startswith("WER"))
     assert f"{100 * result.wer:.2f} %" in line
     assert f"{100 * low:.2f} to {100 * high:.2f}" in line
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
-def test_render_is_plain_text_within_the_width(width):
+def test_render_is_plain_text_within_the_width(width: int) -> None:
     long = "x" * 70
     scored = [*noisy(40, speakers=3), Scored(long, f"a {long[:40]} b", f"c {long[:30]} d", "speaker-" + "long" * 8)]
     output = rendered(report(scored), width)
@@ -323,13 +334,13 @@ def test_render_is_plain_text_within_the_width(width):
     assert "…" not in output
 
 
-def test_render_prints_words_that_look_like_markup():
+def test_render_prints_words_that_look_like_markup() -> None:
     output = rendered(report([Scored("[i]", "[b] :smile: a", "[/b] :smile: a", "[red]")], bootstrap=0))
     for text in ("[b] -> [/b]", ":smile:", "[red]", "[i]: WER 33.33 %"):
         assert text in output
 
 
-def test_render_keeps_ids_and_words_longer_than_the_console_whole():
+def test_render_keeps_ids_and_words_longer_than_the_console_whole() -> None:
     identity, word = "i" * 50, "w" * 50
     lines = rendered(report([Scored(identity, word, f"{word}x")], bootstrap=0), width=40).splitlines()
     assert f"{identity}: WER 100.00 % (errors 1, words 1)" in lines
@@ -337,14 +348,14 @@ def test_render_keeps_ids_and_words_longer_than_the_console_whole():
     assert f"HYP  {word.upper()}X" in lines
 
 
-def test_render_without_errors_or_speakers_has_no_empty_tables():
+def test_render_without_errors_or_speakers_has_no_empty_tables() -> None:
     output = rendered(report([Scored("1", "a b", "a b")], bootstrap=0))
     assert "0.00 %" in output
     assert not any(title in output for title in ("Speakers", "audio", "Most frequent", "Worst"))
 
 
 @pytest.mark.parametrize("score", [word_errors, character_errors])
-def test_texts_that_do_not_pair_up_are_refused(score):
+def test_texts_that_do_not_pair_up_are_refused(score: Callable[[Sequence[str], Sequence[str]], Errors]) -> None:
     with pytest.raises(TextError, match="got 2 references and 1 hypotheses"):
         score(["a", "b"], ["a"])
     with pytest.raises(TextError, match="at least one utterance"):
@@ -353,7 +364,7 @@ def test_texts_that_do_not_pair_up_are_refused(score):
         score("abc", "abd")
 
 
-def test_report_refuses_nothing_and_negative_numbers():
+def test_report_refuses_nothing_and_negative_numbers() -> None:
     assert issubclass(TextError, AsrError)
     with pytest.raises(TextError, match="at least one utterance"):
         report([])
@@ -361,6 +372,6 @@ def test_report_refuses_nothing_and_negative_numbers():
         report(SMALL, confusions=-1)
 
 
-def test_rich_is_imported_by_render_only():
+def test_rich_is_imported_by_render_only() -> None:
     code = "import sys, asr.metrics as m; m.report([m.Scored('1', 'a', 'b')]); sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

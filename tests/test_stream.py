@@ -114,8 +114,10 @@ def test_a_pause_ends_an_utterance_and_silence_is_none() -> None:
     whys = [event.why for event in events if isinstance(event, Endpoint)]
     assert whys[:2] == ["pause", "pause"]
     silent = events_of(recognizer().stream(), np.zeros(16_000 * 12, np.float32), [])
-    assert silent == [Endpoint(pytest.approx(5.0, abs=0.33), "idle"), Endpoint(pytest.approx(10.0, abs=0.66), "idle"),
-                      Endpoint(12.0, "end")]  # fmt: skip
+    ends = [event for event in silent if isinstance(event, Endpoint)]
+    assert len(ends) == len(silent)
+    assert [end.why for end in ends] == ["idle", "idle", "end"]
+    assert [end.time_s for end in ends] == [pytest.approx(5, abs=0.33), pytest.approx(10, abs=0.66), 12]
 
 
 def test_speech_without_pauses_is_cut_in_the_end() -> None:

@@ -237,7 +237,7 @@ def read_vtt(text: str) -> list[Cue]:
         hours, minutes, seconds = stamp.split(":")
         return (int(hours) * 60 + int(minutes)) * 60_000 + int(seconds.replace(".", ""))
 
-    captions = webvtt.from_string(text, strict=True)
+    captions = webvtt.from_string(text, strict=True).captions
     return [Cue(ms(x.start), ms(x.end), tuple(html.unescape(x.raw_text).split("\n"))) for x in captions]
 
 

@@ -81,9 +81,9 @@ def test_subwords_decode_to_the_text_after_a_space(text: str) -> None:
 
 def test_what_subwords_are_made_of() -> None:
     assert (SUBWORDS.subwords, SUBWORDS.alphabet, SUBWORDS.characters) == (True, " abc", Tokens.of(" abc"))
-    assert (SUBWORDS.space, SUBWORDS.separator, SUBWORDS.word_starts) == (1, (), {1, 6, 7})
+    assert (SUBWORDS.space, SUBWORDS.separator, SUBWORDS.word_starts) == (1, (), frozenset({1, 6, 7}))
     assert (TOKENS.subwords, TOKENS.alphabet, TOKENS.characters) == (False, ALPHABET, TOKENS)
-    assert (TOKENS.space, TOKENS.separator, TOKENS.word_starts) == (1, (1,), {1})
+    assert (TOKENS.space, TOKENS.separator, TOKENS.word_starts) == (1, (1,), frozenset({1}))
     assert (Tokens.of("ab").space, Tokens.of("ab").separator, Tokens.of("ab").word_starts) == (BLANK, (), frozenset())
     assert SUBWORDS.unknown("ab d") == ["d"]
     assert eval(repr(SUBWORDS)) == SUBWORDS

@@ -26,7 +26,7 @@ from asr.corpus import CorpusError, Recording
 from asr.decoding import confidence
 from asr.decoding.decoder import Decoder
 from asr.errors import AsrError
-from asr.files import write
+from asr.files import make_folder, write
 from asr.recognizer import Recognizer
 from asr.stream import CHUNK_S, RIGHT_CONTEXT_S, Final, Partial
 
@@ -90,8 +90,8 @@ def _english(arguments: argparse.Namespace) -> None:
     chosen = parts(arguments.sets)
     lm = {} if arguments.lm is None else {"lm": arguments.lm}
     recognizer = Recognizer(arguments.model, **lm)
-    peers = {SPHINX: pocketsphinx(), WHISPER: whisper(arguments.whisper)}
-    peers = {name: recognise for name, recognise in peers.items() if recognise}
+    installed = {SPHINX: pocketsphinx(), WHISPER: whisper(arguments.whisper)}
+    peers = {name: recognise for name, recognise in installed.items() if recognise}
     with tempfile.TemporaryDirectory() as folder:
         sets = _test_sets(arguments.corpora, Path(folder), chosen, arguments.limit, arguments.peer_limit)
         durations = {one.audio: audio.info(one.audio).duration_s for recordings in sets.values() for one in recordings}
@@ -501,5 +501,5 @@ def chart(rows: Mapping[str, Sequence[Heard]], path: Path) -> None:
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
     plt.close(figure)
-    terminal.make_folder(path.parent)
+    make_folder(path.parent)
     write(path, image.getvalue(), overwrite=True)

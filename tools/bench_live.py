@@ -47,9 +47,9 @@ def live(arguments: argparse.Namespace) -> None:
     for chunk_s, context_s in LATENCIES:
         shown, texts = [], []
         for waveform in waveforms:
-            on_screen, final = streamed(recognizer, waveform, chunk_s, context_s)
+            on_screen, said = streamed(recognizer, waveform, chunk_s, context_s)
             shown.append(on_screen)
-            texts.append(final)
+            texts.append(said)
         first, final = wer(shown), wer(texts)
         points.append((chunk_s + context_s, first, final))
         print(
@@ -108,7 +108,7 @@ def _real_time(recognizer: Recognizer, waveforms: list[np.ndarray], minutes: flo
 
     Words that only the second pass has found come with the final text; they are counted apart.
     """
-    enough = []
+    enough: list[np.ndarray] = []
     while sum(map(len, enough)) < minutes * 60 * audio.SAMPLE_RATE and len(enough) < len(waveforms):
         enough.append(waveforms[len(enough)])
     samples = np.concatenate([np.concatenate([one, np.zeros(12_000, np.float32)]) for one in enough])

@@ -7,7 +7,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -22,7 +24,7 @@ from asr.manifest import Utterance
 from asr.tokens import Tokens
 from asr.training import config, launch, loop
 from asr.training import run as run_folder
-from asr.training.data import Corpus
+from asr.training.data import Batch, Corpus
 from asr.training.model import AcousticModel
 
 STACKED = 4  # feature frames of 10 ms in one of the plain loop's: 40 ms, as in ours
@@ -67,7 +69,8 @@ def _compare(
     session.state.spec_augment = True
     model.train()
     train_set, network = corpora[0], settings.network
-    size = model.network.layers[0].directions[0].input_size
+    first: Any = model.network.layers[0]
+    size: int = first.directions[0].input_size
     plan = train_set.plan(0, by_length=False)
     chunks = itertools.cycle([plan[i : i + arguments.steps] for i in range(0, len(plan), arguments.steps)])
     bare = Reference(size, len(tokens), network).to(fabric.device)
@@ -80,7 +83,8 @@ def _compare(
         for round_number in range(arguments.rounds + 1):
             chosen = next(chunks)
             batches = train_set.batches(chosen, round_number)
-            heard, shapes = 0.0, []
+            heard = 0.0
+            shapes: list[Shape] = []
             started = _now(fabric.device)
             for number, items in enumerate(chosen):
                 watched = _watched(batches, shapes)
@@ -97,13 +101,13 @@ def _compare(
                 inputs.append((x, frames, token_ids.to(fabric.device), token_lengths))
             started = _now(fabric.device)
             for x, frames, token_ids, token_lengths in inputs:
-                bare.step(lambda x=x: bare.lstm(x)[0], frames, token_ids, token_lengths, precision)
+                bare.step(partial(bare.whole, x), frames, token_ids, token_lengths, precision)
             spent.append(_now(fabric.device) - started)
             started, plain_s = _now(fabric.device), 0.0
             for features, frames, token_ids, token_lengths, seconds in itertools.islice(loader, len(chosen)):
                 on_device = features.to(fabric.device)
                 plain.step(
-                    lambda x=on_device, n=frames: plain.packed(x, n),
+                    partial(plain.packed, on_device, frames),
                     frames,
                     token_ids.to(fabric.device),
                     token_lengths,
@@ -119,7 +123,11 @@ def _compare(
     return results, sum(parameter.numel() for parameter in model.parameters()), fabric.device
 
 
-def _watched(batches: Iterator, shapes: list) -> Iterator:
+# Lengths in samples, token ids, their number in each utterance, and seconds of a batch.
+Shape = tuple[list[int], torch.Tensor, torch.Tensor, float]
+
+
+def _watched(batches: Iterator[Batch], shapes: list[Shape]) -> Iterator[Batch]:
     """The batches; what the references need to know of each is noted."""
     for batch in batches:
         lengths = [round(n / one.speed) for n, one in zip(batch.lengths, batch.perturbations, strict=True)]
@@ -136,6 +144,10 @@ class Reference(nn.Module):
         self.output = nn.Linear(network.hidden * (2 if network.bidirectional else 1), n_tokens)
         self.optimiser = torch.optim.AdamW(self.parameters(), lr=1e-5)
 
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.lstm(x)[0]
+        return hidden
+
     def packed(self, x: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         return pad_packed_sequence(self.lstm(pack_padded_sequence(x, frames, enforce_sorted=False))[0])[0]
 
@@ -151,17 +163,20 @@ class Reference(nn.Module):
             log_probs = self.output(hidden()).float().log_softmax(2)
         loss = nn.functional.ctc_loss(log_probs, token_ids, frames, token_lengths, zero_infinity=True)
         self.optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimiser.step()
 
 
-def _plain_loader(corpus: Corpus, settings: config.Config, batch_size: int) -> Iterator:
+Plain = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float]
+
+
+def _plain_loader(corpus: Corpus, settings: config.Config, batch_size: int) -> Iterator[Plain]:
     """Batches of random company without end, made of files by two processes."""
     mel = torchaudio.transforms.MelSpectrogram(
         audio.SAMPLE_RATE, settings.features.n_fft, hop_length=160, n_mels=settings.features.n_mels
     )
 
-    class Files(torch.utils.data.Dataset):
+    class Files(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         def __len__(self) -> int:
             return len(corpus.examples)
 
@@ -173,10 +188,10 @@ def _plain_loader(corpus: Corpus, settings: config.Config, batch_size: int) -> I
             stacked = nn.functional.pad(features, (0, 0, 0, STACKED))[: frames * STACKED].reshape(frames, -1)
             return stacked, torch.tensor(example.token_ids)
 
-    def collate(examples: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple:
+    def collate(examples: list[tuple[torch.Tensor, torch.Tensor]]) -> Plain:
         features, tokens = zip(*examples, strict=True)
         frames, lengths = (torch.tensor(list(map(len, rows))) for rows in (features, tokens))
-        return pad_sequence(features), frames, torch.cat(tokens), lengths, float(frames.sum()) * STACKED / 100
+        return pad_sequence(list(features)), frames, torch.cat(tokens), lengths, float(frames.sum()) * STACKED / 100
 
     loader = torch.utils.data.DataLoader(Files(), batch_size, shuffle=True, num_workers=2, collate_fn=collate)
     while True:

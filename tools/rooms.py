@@ -43,8 +43,8 @@ def response(rng: np.random.Generator) -> np.ndarray:
         room.add_source(speaker).add_microphone(microphone).compute_rir()
         # Sabine's formula holds for sound that comes from everywhere; low and wide rooms take longer.
         if LOWEST_S <= room.measure_rt60(decay_db=20).item() <= HIGHEST_S:
-            samples = np.asarray(room.rir[0][0])[: round(HIGHEST_S * SAMPLE_RATE)]
-            return samples * 0.9 / np.abs(samples).max()
+            samples: np.ndarray = np.asarray(room.rir[0][0], np.float64)[: round(HIGHEST_S * SAMPLE_RATE)]
+            return np.asarray(samples * 0.9 / np.abs(samples).max())
 
 
 if __name__ == "__main__":

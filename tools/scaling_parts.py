@@ -70,7 +70,7 @@ def measure(folder: Path, audio: Sequence[str], utterances: Sequence[int]) -> No
         _table("checkpoint", "MB", "seconds", "MB/s")
         for millions in (7, 28):
             tensors = {str(number): torch.randn(1000, millions * 40) for number in range(100)}  # 4 x the parameters
-            seconds = _best(lambda state=tensors: checkpoint.save(part / "last", state, {}), time.perf_counter)
+            seconds = _best(partial(checkpoint.save, part / "last", tensors, {}), time.perf_counter)
             size = (part / "last").stat().st_size / 1e6
             row(f"{millions} M parameters", f"{size:.0f}", f"{seconds:.2f}", f"{size / seconds:.0f}")
 
@@ -103,7 +103,8 @@ def _best(
 def _elsewhere(count: int, folder: Path) -> dict[str, float]:
     """`objects` in a process of its own, whose memory is nothing else's."""
     command = [sys.executable, __file__, str(count), str(folder)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    figures: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return figures
 
 
 def objects(count: int, folder: Path) -> dict[str, float]:
@@ -144,8 +145,8 @@ def objects(count: int, folder: Path) -> dict[str, float]:
         shard = cache / f"{shards._key(group)}.json"  # an index, and a file of that length without content
         lengths = [round(utterance.duration_s * audio.SAMPLE_RATE) for utterance in group]
         shard.write_text(json.dumps({"lengths": lengths, "errors": {}}))
-        with shard.with_suffix(".int16").open("wb") as file:
-            file.truncate(2 * sum(lengths))
+        with shard.with_suffix(".int16").open("wb") as samples:
+            samples.truncate(2 * sum(lengths))
     with timed("decode", "decoded"):
         corpus.decode()
     with timed("plan", "planned"):
@@ -208,7 +209,7 @@ def _shard(folder: Path) -> None:
         with path.open("rb", buffering=0) as file:
             for start in starts:
                 file.seek(start)
-                file.readinto(memoryview(out).cast("B"))
+                file.readinto(out.data.cast("B"))
 
     for name, read in (("mapped, cold", mapped), ("read(), cold", unmapped), ("mapped, warm (CPU)", mapped)):
         cold = name.endswith("cold")
@@ -243,7 +244,9 @@ def _containers(kind: str, paths: Sequence[Path], folder: Path) -> None:
     def in_order() -> Iterator[bytes]:
         with tarfile.open(archive, "r|", bufsize=1 << 20) as tar:
             for member in tar:
-                yield tar.extractfile(member).read()
+                content = tar.extractfile(member)
+                assert content is not None
+                yield content.read()
 
     def contents(read: Callable[[], Iterator[bytes]]) -> Callable[[], int]:
         return lambda: sum(map(len, read()))

@@ -11,6 +11,7 @@ import re
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 import soundfile
 from conftest import DATA, Cli
 
-from asr import Recognizer, audio
+from asr import Final, Recognizer, audio
 from asr.audio import AudioError
 from asr.cli import options
 
@@ -33,12 +34,13 @@ def recognizer() -> Recognizer:
 
 @pytest.fixture(scope="module")
 def samples() -> np.ndarray:
-    return soundfile.read(PATH, dtype="float32")[0]
+    read: np.ndarray = soundfile.read(PATH, dtype="float32")[0]
+    return read
 
 
 @pytest.fixture(scope="module")
 def rate() -> int:
-    return soundfile.info(PATH).samplerate
+    return int(soundfile.info(PATH).samplerate)
 
 
 def test_a_file_in_any_form(recognizer: Recognizer) -> None:
@@ -76,7 +78,7 @@ def test_a_stream_of_any_form_and_rate(recognizer: Recognizer, samples: np.ndarr
         stream = recognizer.stream(sample_rate=at)
         events = [event for start in range(0, len(form), 1000) for event in stream.feed(form[start : start + 1000])]
         events += stream.flush()
-        assert " ".join(event.text for event in events if type(event).__name__ == "Final") == TEXT
+        assert " ".join(event.text for event in events if isinstance(event, Final)) == TEXT
         assert stream.time_s == pytest.approx(len(samples) / rate, abs=0.001)
 
 
@@ -103,7 +105,7 @@ def test_samples_need_a_rate(recognizer: Recognizer, samples: np.ndarray) -> Non
 
 
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -16_000, 0, 1, 999, 1e9, "16000", None])
-def test_rates_that_no_recording_has(recognizer: Recognizer, rate: float) -> None:
+def test_rates_that_no_recording_has(recognizer: Recognizer, rate: Any) -> None:
     with pytest.raises(AudioError, match="rate"):
         recognizer.transcribe(np.zeros(16_000), rate)
     if rate is not None:
@@ -123,10 +125,10 @@ def test_a_stretch_of_a_recording(recognizer: Recognizer, samples: np.ndarray, r
             [word.start_s for word in words[1:3]], abs=0.1
         )
         assert transcript.duration_s == pytest.approx(end_s, abs=0.001)
-    for bad in ({"start_s": 99.0}, {"start_s": -1.0}, {"start_s": 1.0, "end_s": 0.5}, {"start_s": math.nan}):
-        for source in ((PATH,), (samples, rate)):
+    for bad_start_s, bad_end_s in ((99.0, None), (-1.0, None), (1.0, 0.5), (math.nan, None)):
+        for source, at in ((PATH, None), (samples, rate)):
             with pytest.raises(AudioError, match="expected a"):
-                recognizer.transcribe(*source, **bad)
+                recognizer.transcribe(source, at, start_s=bad_start_s, end_s=bad_end_s)
 
 
 def test_one_channel(recognizer: Recognizer, samples: np.ndarray, rate: int, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -92,12 +93,12 @@ def contained(
     options = {"movflags": "+faststart"} if faststart else {"live": "1"} if live else {}
     formats = {".m4a": "ipod", ".aac": "adts", ".wma": "asf"}
     with av.open(str(path), "w", format=formats.get(path.suffix), options=options) as file:
-        packets: list[av.Packet] = []  # kept back: the header is right only when all encoders are open
+        packets: list[Any] = []  # kept back: the header is right only when all encoders are open
         if video:
             pictures = file.add_stream("mpeg4", rate=25, width=64, height=64, pix_fmt="yuv420p")
         if codec is not None:
             layout = {1: "mono", 2: "stereo"}[channels]
-            track = file.add_stream(codec, rate=rate, layout=layout)
+            track: Any = file.add_stream(codec, rate=rate, layout=layout)
             track.bit_rate = 64_000 * channels
             converter = av.AudioResampler(format=track.format.name, layout=layout, rate=rate)
             half = len(samples) // 2
@@ -361,9 +362,9 @@ def test_resampling_to_the_same_rate_is_still_float32() -> None:
 def test_as_waveform_knows_full_scale(dtype: type) -> None:
     if np.issubdtype(dtype, np.integer):
         limits = np.iinfo(dtype)
-        samples = np.array([limits.min, (int(limits.max) + int(limits.min) + 1) // 2, limits.max], dtype)
+        samples: np.ndarray = np.array([limits.min, (int(limits.max) + int(limits.min) + 1) // 2, limits.max], dtype)
     else:
-        samples = np.array([-1, 0, 1], dtype)
+        samples = np.array([-1, 0, 1]).astype(dtype)
     waveform = audio.as_waveform(samples, RATE)
     assert waveform.dtype == np.float32
     np.testing.assert_allclose(waveform, [-1, 0, 1], atol=0.01)
@@ -504,18 +505,17 @@ def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: s
             reader(tmp_path / f"a{suffix}")
 
 
-class Trickle(io.RawIOBase):
+class Trickle(io.BytesIO):
     """A pipe that gives a few bytes at a time, from 1 to most."""
 
     def __init__(self, data: bytes, most: int) -> None:
-        self._data, self._most, self._random = io.BytesIO(data), most, random.Random(0)
+        super().__init__(data)
+        self._most, self._random = most, random.Random(0)
 
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
+        assert size is not None
         assert size > 0, "reads all of a stream that may never end"
-        return self._data.read(min(size, self._random.randint(1, self._most)))
+        return super().read(min(size, self._random.randint(1, self._most)))
 
 
 def chunk(name: bytes, content: bytes, length: int | None = None) -> bytes:
@@ -523,7 +523,7 @@ def chunk(name: bytes, content: bytes, length: int | None = None) -> bytes:
     return name + struct.pack("<I", size) + content + bytes(len(content) % 2)
 
 
-KINDS = {  # bits, float? -> (dtype, full scale, zero)
+KINDS: dict[tuple[int, bool], tuple[Any, int, int]] = {  # bits, float? -> (dtype, full scale, zero)
     (8, False): (np.uint8, 128, 128),
     (16, False): ("<i2", 2**15, 0),
     (24, False): (None, 2**23, 0),
@@ -565,7 +565,7 @@ def stream(
 
 LIST = chunk(b"LIST", b"INFOISFT" + struct.pack("<I", 13) + b"Lavf62.12.10\0\0")
 ODD = chunk(b"note", b"odd")
-HEADERS: dict[str, dict[str, object]] = {
+HEADERS: dict[str, dict[str, Any]] = {
     "true length": {},
     "ffmpeg": {"length": 0xFFFFFFFF, "before": LIST},
     "sox": {"length": 0x7FFFF000},
@@ -589,7 +589,7 @@ HEADERS: dict[str, dict[str, object]] = {
 def test_pipe(name: str, channels: int, rate: int, most: int) -> None:
     source = tone(rate, 0.5)
     samples = source if channels == 1 else source[:, None] * np.linspace(0.5, 1.5, channels)
-    data = stream(samples, rate=rate, **HEADERS[name])  # type: ignore[arg-type]
+    data = stream(samples, rate=rate, **HEADERS[name])
     waveform = np.concatenate(list(audio.pipe_blocks(Trickle(data, most), block_s=0.1)))
     assert waveform.dtype == np.float32
     expected = audio.resample(source, rate, RATE)
@@ -676,8 +676,8 @@ def test_pipe_cut_short_gives_what_came_first(rate: int) -> None:
 
 
 def test_pipe_that_does_not_wait() -> None:
-    class Impatient(io.RawIOBase):
-        def read(self, size: int = -1) -> None:
+    class Impatient(io.BytesIO):
+        def read(self, size: int | None = -1) -> Any:
             return None
 
     with pytest.raises(AudioError, match="non-blocking"):
@@ -698,7 +698,7 @@ sys.stdout.buffer.write(data[20_044:])
         assert writer.stdout is not None
         writer.stdin.write(data)
         writer.stdin.close()
-        blocks = audio.pipe_blocks(writer.stdout, block_s=0.5)
+        blocks = audio.pipe_blocks(cast(BinaryIO, writer.stdout), block_s=0.5)
         first = next(blocks)
         then = time.monotonic()
         rest = list(blocks)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -57,13 +58,13 @@ def contained(tracks: list[np.ndarray], format: str, codec: str, rate: int = RAT
     """The tracks in a container, by FFmpeg."""
     file = io.BytesIO()
     with av.open(file, "w", format=format) as container:
-        streams = []
+        streams: list[Any] = []
         for number, _ in enumerate(tracks):
             stream = container.add_stream(codec, rate=rate, layout="mono")
             stream.metadata["language"] = ("eng", "deu", "fra")[number]
             stream.disposition = av.stream.Disposition.default if number == default else av.stream.Disposition(0)
             streams.append(stream)
-        packets = []
+        packets: list[Any] = []
         for samples, stream in zip(tracks, streams, strict=True):
             frame = av.AudioFrame.from_ndarray(
                 np.ascontiguousarray(samples[None], np.float32), format="fltp", layout="mono"
@@ -349,7 +350,7 @@ def test_several_tracks(
 def channels(spoken: np.ndarray, kind: str) -> np.ndarray:
     noise = 0.001 * np.random.default_rng(0).standard_normal((len(spoken), 8)).astype(np.float32)
     nothing = np.zeros_like(spoken)
-    return {
+    kinds: dict[str, np.ndarray] = {
         "opposite": np.stack([spoken, -spoken], axis=1),
         "opposite and weaker": np.stack([spoken, -0.7 * spoken], axis=1),
         "opposite with noise": np.stack([spoken, -spoken], axis=1) + noise[:, :2],
@@ -360,7 +361,8 @@ def channels(spoken: np.ndarray, kind: str) -> np.ndarray:
         "one of six opposite": np.stack([spoken] * 5 + [-spoken], axis=1),
         "noise on all but one": noise + np.eye(8, dtype=np.float32)[2] * spoken[:, None],
         "all the same": np.stack([spoken] * 6, axis=1),
-    }[kind]
+    }
+    return kinds[kind]
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import DATA, Cli
 
+from asr import audio
 from asr.cli import batch
 from asr.errors import AsrError
 
@@ -216,14 +218,13 @@ def test_others_help_where_that_is_faster(monkeypatch: pytest.MonkeyPatch, folde
     assert batch.is_faster(2, start_s=1.0, left_s=4.1)
     assert not batch.is_faster(1, start_s=0.0, left_s=1000.0)
     monkeypatch.setattr(batch, "cores", lambda: 2)
-    asked: list[tuple[int, float]] = []
-    monkeypatch.setattr(
-        batch, "is_faster", lambda processes, start_s, left_s: asked.append((processes, left_s)) or False
-    )
+    asked = Mock(return_value=False)
+    monkeypatch.setattr(batch, "is_faster", asked)
     monkeypatch.setattr(batch, "_attempt", lambda recognizer, path, *_: batch.Attempt(AsrError(str(path)), 2.0))
     paths = [folder / "a.WAV", folder / "gone.wav", folder / "a.WAV", folder / "a.WAV"]
     assert len(list(batch.transcribe(paths, "digits", jobs=None))) == 4
-    assert asked == [(2, 4.0), (2, 8.0)]  # each recording of that length takes 2 s, and the one that is gone as long
+    # Each recording of that length takes 2 s, and the one that is gone as long.
+    assert [(call.args[0], call.args[2]) for call in asked.call_args_list] == [(2, 4.0), (2, 8.0)]
 
 
 # Runs in each process of the command, before anything else, and tells with how many threads the network is loaded.
@@ -272,7 +273,7 @@ def test_verbose(cli: Cli, folder: Path, jobs: int) -> None:
         said, _, rest = line.partition(" s of audio, 1 word, in ")
         name, _, seconds = said.rpartition(": ")
         assert name == str(path)
-        assert float(seconds) == pytest.approx(batch.audio.info(path).duration_s, abs=0.005)
+        assert float(seconds) == pytest.approx(audio.info(path).duration_s, abs=0.005)
         taken, _, speed = rest.partition(" s, ")
         assert 0 <= float(taken) < 60
         assert int(speed.removesuffix(" x real time")) > 0
@@ -291,11 +292,7 @@ def test_ctrl_c(tmp_path: Path, jobs: int, moment: str) -> None:
     for number in range(300):
         (tmp_path / f"talks/{number}.flac").symlink_to(DATA / "connected_digits.flac")
     command = [sys.executable, "-m", "asr", "transcribe", "-m", "digits", "talks", "-o", "out", "-j", str(jobs), "-v"]
-    options = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    # As from a terminal: what a script starts in the background ignores Ctrl-C, and hands that on.
-    with subprocess.Popen(
-        command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options
-    ) as process:
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
         told = process.stderr.readline()  # the processes are started after this line, which takes them half a second
         assert told.startswith("model digits")

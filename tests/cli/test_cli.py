@@ -112,12 +112,13 @@ def test_a_pipe(tmp_path: Path) -> None:
 def in_a_pipe(folder: Path, *arguments: str, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
     """Without data, the pipe stays open and empty: who reads it waits until the test fails."""
     command = [sys.executable, "-m", "asr", "transcribe", "-m", "digits", "-", *arguments]
-    options = {"cwd": folder, "capture_output": True, "timeout": 20, "check": False}
-    if data is not None:
-        return subprocess.run(command, input=data, **options)
     reader, writer = os.pipe()
+    source: dict[str, Any] = {"stdin": reader} if data is None else {"input": data}
     try:
-        return subprocess.run(command, stdin=reader, **options)
+        done: subprocess.CompletedProcess[bytes] = subprocess.run(
+            command, cwd=folder, capture_output=True, timeout=20, check=False, **source
+        )
+        return done
     finally:
         os.close(reader)
         os.close(writer)

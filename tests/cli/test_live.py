@@ -56,10 +56,11 @@ def twice(tmp_path: Path, spoken: np.ndarray) -> Path:
 
 
 def start(folder: Path, *arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """`asr live`, which hears Ctrl-C as from a terminal, wherever the tests run."""
+    """`asr live`, with its output and errors in pipes."""
     command = [sys.executable, "-m", "asr", "live", "-m", "digits", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": folder}
-    return subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes | options)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    process: subprocess.Popen[str] = subprocess.Popen(command, cwd=folder, text=True, **options)
+    return process
 
 
 # --- the command, with a file in the place of the microphone ---
@@ -264,7 +265,7 @@ def test_a_full_disk_does_not_end_recognition(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
     command = [sys.executable, "-m", "asr", "live", "-m", "digits", "--quiet"]
-    command += ["--from", DIGITS, "--speed", "0", "--save", "talk.wav"]
+    command += ["--from", str(DIGITS), "--speed", "0", "--save", "talk.wav"]
     done = subprocess.run(command, preexec_fn=limit, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, f"{SAID}\n")
     assert done.stderr.startswith(

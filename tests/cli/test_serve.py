@@ -26,21 +26,8 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs t
 @contextmanager
 def serving(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server's process, and its first line."""
-    command = [
-        sys.executable,
-        "-m",
-        "asr",
-        "serve",
-        "-m",
-        "digits",
-        "--port",
-        "0",
-        "--workers",
-        "1",
-        "--temp",
-        folder,
-        *arguments,
-    ]
+    options = ["-m", "digits", "--port", "0", "--workers", "1", "--temp", str(folder)]
+    command = [sys.executable, "-m", "asr", "serve", *options, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -74,7 +74,7 @@ def test_names_as_of_tar_in_the_current_folder(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == FILES
 
 
-HOSTILE = {
+HOSTILE: dict[str, tarfile.TarInfo | tuple[str, bytes]] = {
     "a step up": ("../out.txt", b"x"),
     "a step up within": ("corpus/../../out.txt", b"x"),
     "absolute": ("/tmp/asr-absolute.txt", b"x"),

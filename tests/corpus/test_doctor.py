@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import DATA
 from rich.console import Console
 from rich.progress import Progress
 
-from asr import manifest
+from asr import audio, manifest
 from asr.corpus import doctor
 from asr.errors import ManifestError
 from asr.manifest import Utterance
@@ -61,7 +62,7 @@ def test_every_fault(tmp_path: Path, clean: list[Utterance]) -> None:
     def new(name: str, seconds: float = 2.0, text: str = "Hello, number z.") -> Utterance:
         return Utterance(tmp_path / f"{name}.wav", seconds, text)
 
-    def spoken(name: str, seconds: float = 2.0, text: str = "Hello, number z.", **options: float) -> Utterance:
+    def spoken(name: str, seconds: float = 2.0, text: str = "Hello, number z.", **options: Any) -> Utterance:
         utterance = new(name, seconds, text)
         speak(utterance.audio, seconds, **options)
         return utterance
@@ -185,9 +186,7 @@ def test_real_recordings_have_no_faults() -> None:
         "common_voice_en_40232593.mp3": "It has now ended its third season.",
         "000030012.opus": "MARK IS GOING TO SEE ELEPHANT",
     }
-    utterances = [
-        Utterance(DATA / name, doctor.audio.info(DATA / name).duration_s, text) for name, text in texts.items()
-    ]
+    utterances = [Utterance(DATA / name, audio.info(DATA / name).duration_s, text) for name, text in texts.items()]
     assert doctor.check(utterances, TOKENS, english).findings == []
 
 

@@ -357,7 +357,8 @@ def json_lines(path: Path, *rows: object) -> Path:
 
 
 def recording(path: Path, **changes: Any) -> dict[str, Any]:
-    return lhotse.Recording.from_file(path, recording_id=path.stem).to_dict() | changes
+    made: dict[str, Any] = lhotse.Recording.from_file(path, recording_id=path.stem).to_dict()
+    return made | changes
 
 
 def supervision(key: str = "u", of: str = "a", **changes: Any) -> dict[str, Any]:

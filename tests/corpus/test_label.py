@@ -170,7 +170,8 @@ def test_a_run_that_was_stopped_goes_on(recordings: dict[Path, str | None], tmp_
     with (tmp_path / "begun").open("a") as file:
         file.write('{"audio": "cut o')  # by a power cut
 
-    teacher, heard_s = Teacher(), []
+    teacher = Teacher()
+    heard_s: list[float] = []
     labels = Labels(tmp_path / "begun", made)
     assert len(labels) == 1
     label.run(recordings, teacher, labels, progress=heard_s.append)

@@ -53,7 +53,7 @@ def brute_force(log_probs: np.ndarray) -> list[Hypothesis]:
 
 def dictionary_beam(log_probs: np.ndarray, beam: int) -> list[Hypothesis]:
     """Prefix beam search as the papers print it, with a dictionary of prefixes, in probabilities."""
-    prefixes = {(): (1.0, 0.0)}
+    prefixes: dict[tuple[int, ...], tuple[float, float]] = {(): (1.0, 0.0)}
     for frame in np.exp(log_probs.astype(np.float64)):
         grown: dict[tuple[int, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
         for prefix, (ends_blank, ends_token) in prefixes.items():
@@ -193,26 +193,29 @@ class Table:
 
     def __init__(self, n_tokens: int, seed: int, forbid: float = 0.0) -> None:
         rng = np.random.default_rng(seed)
-        self.gain = rng.normal(size=(3, n_tokens))
+        self.gain: np.ndarray = rng.normal(size=(3, n_tokens))
         self.gain[rng.random(self.gain.shape) < forbid] = -np.inf
-        self.following = rng.integers(0, 3, (3, n_tokens))
-        self.ending = rng.normal(size=3)
+        self.following: np.ndarray = rng.integers(0, 3, (3, n_tokens))
+        self.ending: np.ndarray = rng.normal(size=3)
 
     def scores(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        return self.gain[states[:, None], tokens]
+        added: np.ndarray = self.gain[states[:, None], tokens]
+        return added
 
     def advance(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        return self.following[states, tokens]
+        after: np.ndarray = self.following[states, tokens]
+        return after
 
     def end(self, states: np.ndarray) -> np.ndarray:
-        return self.ending[states]
+        added: np.ndarray = self.ending[states]
+        return added
 
     def of(self, text: tuple[int, ...]) -> float:
         state, score = self.start, 0.0
         for token in text:
             score += self.gain[state, token]
             state = self.following[state, token]
-        return score + self.ending[state]
+        return float(score + self.ending[state])
 
 
 @pytest.mark.parametrize("forbid", [0.0, 0.3])

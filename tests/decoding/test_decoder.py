@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ def heard(*frames: str | dict[str, float]) -> np.ndarray:
     for row, frame in zip(probs, frames, strict=True):
         for letter, p in ({frame: 0.999} if isinstance(frame, str) else frame).items():
             row[BLANK if letter == "-" else TOKENS.encode(letter)[0]] = p
-    return np.log(probs / probs.sum(axis=1, keepdims=True)).astype(np.float32)
+    log_probs: np.ndarray = np.log(probs / probs.sum(axis=1, keepdims=True))
+    return log_probs.astype(np.float32)
 
 
 def best(decoder: Decoder, log_probs: np.ndarray) -> str:
@@ -239,7 +241,7 @@ def test_greedy_has_a_share_of_one() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"beam": 1}, {"lm": WORDS}, {"hotwords": {"ab": 3.0}}], ids=str)
-def test_no_frames_no_words(options: dict[str, object]) -> None:
+def test_no_frames_no_words(options: dict[str, Any]) -> None:
     decoder = Decoder(TOKENS, calibration=Calibration(0, 1, 1), **options)
     nothing = np.zeros((0, len(TOKENS)), np.float32)
     found = decoder(nothing)

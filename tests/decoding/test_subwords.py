@@ -136,7 +136,8 @@ def heard(*frames: str | dict[str, float]) -> np.ndarray:
     for row, frame in zip(probs, frames, strict=True):
         for piece, p in ({frame: 0.999} if isinstance(frame, str) else frame).items():
             row[BLANK if piece == "-" else TOKENS.symbols.index(piece)] = p
-    return np.log(probs / probs.sum(axis=1, keepdims=True)).astype(np.float32)
+    log_probs: np.ndarray = np.log(probs / probs.sum(axis=1, keepdims=True))
+    return log_probs.astype(np.float32)
 
 
 def best(decoder: Decoder, log_probs: np.ndarray) -> str:

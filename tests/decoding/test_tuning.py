@@ -7,6 +7,7 @@ import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jiwer
 import numpy as np
@@ -67,7 +68,8 @@ def test_the_search_finds_what_is_better_than_its_start() -> None:
 def test_the_search_stays_where_settings_have_sense() -> None:
     best, tried = search(Decoding(0.1, 0.0, -1.0), noisy(SENTENCES, 0.1))
     assert best == tried[0]  # nothing is better than no errors, and of equals the first stays
-    assert all(trial.decoding.lm_weight > 0 and trial.decoding.unknown <= 0 for trial in tried)
+    assert all((trial.decoding.lm_weight or 0) > 0 for trial in tried)
+    assert all((trial.decoding.unknown or 0) <= 0 for trial in tried)
 
 
 def test_a_closed_vocabulary_stays_closed() -> None:
@@ -130,8 +132,9 @@ def path(tmp_path: Path) -> Path:
     return copy
 
 
-def card(path: Path) -> dict[str, object]:
-    return json.loads(onnxfile.metadata(onnxfile.read(path), "asr"))
+def card(path: Path) -> dict[str, Any]:
+    kept: dict[str, Any] = json.loads(onnxfile.metadata(onnxfile.read(path), "asr"))
+    return kept
 
 
 def test_the_file_keeps_what_was_found_and_all_else(path: Path) -> None:

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,7 +125,9 @@ def distribution(model: NgramModel, context: Ngram) -> np.ndarray:
     state = np.zeros(1, np.int64)
     for word in context:
         state = np.array([model.start]) if word == "<s>" else model.score(state, np.array([model.id(word)]))[1]
-    return np.exp(model.score(np.repeat(state, len(model.words)), np.arange(len(model.words)))[0])
+    log_probs, _ = model.score(np.repeat(state, len(model.words)), np.arange(len(model.words)))
+    probs: np.ndarray = np.exp(log_probs)
+    return probs
 
 
 def contexts_of(words: Iterable[str], length: int) -> list[Ngram]:
@@ -241,7 +244,7 @@ def test_lines_shorter_than_the_order() -> None:
 def test_the_order_of_the_lines_does_not_matter() -> None:
     lines = random_text(1, n_lines=200)
     shuffled = [lines[i] for i in np.random.default_rng(0).permutation(len(lines))]
-    options = {"order": 3, "vocabulary_size": 6, "prune": (0, 0, 1), "entropy": 1e-4}
+    options: dict[str, Any] = {"order": 3, "vocabulary_size": 6, "prune": (0, 0, 1), "entropy": 1e-4}
     expected = kneserney.train(lines, **options)
     found = kneserney.train((line for line in shuffled), **options)  # read once
     assert found.words == expected.words
@@ -390,6 +393,6 @@ def test_nothing_is_predicted_to_begin() -> None:
         (["a"], {"order": 2, "prune": (0, 0, 1)}, "at most 2 pruning thresholds"),
     ],
 )
-def test_what_cannot_be_trained(lines: list[str], options: dict[str, object], message: str) -> None:
+def test_what_cannot_be_trained(lines: list[str], options: dict[str, Any], message: str) -> None:
     with pytest.raises(LmError, match=message):
         kneserney.train(lines, **options)

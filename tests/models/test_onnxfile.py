@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,7 +40,7 @@ def tensor(*fields: bytes) -> bytes:
     return model(encoded(5, b"".join(fields)))
 
 
-def constant(**attribute: object) -> bytes:
+def constant(**attribute: Any) -> bytes:
     return node(encoded(4, b"Constant"), encoded(5, AttributeProto(name="value", **attribute).SerializeToString()))
 
 

@@ -38,7 +38,7 @@ def test_the_webservices_outputs(server: Server) -> None:
         return body.decode()
 
     assert heard("txt") == TEXT + "\n"
-    assert [caption.text for caption in webvtt.from_string(heard("vtt"))] == [TEXT]
+    assert [caption.text for caption in webvtt.from_string(heard("vtt")).captions] == [TEXT]
     assert heard("tsv").splitlines()[1].split("\t")[2] == TEXT
     assert [word["word"] for word in json.loads(heard("json"))["words"]] == TEXT.split()
 

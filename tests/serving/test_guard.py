@@ -64,7 +64,7 @@ def test_hosts_that_are_not(host: str) -> None:
 
 
 def test_hosts_of_a_server_for_others() -> None:
-    open_to_all = {"host": "0.0.0.0", "no_token": True, "allow_hosts": ("Asr",)}
+    open_to_all: dict[str, Any] = {"host": "0.0.0.0", "no_token": True, "allow_hosts": ("Asr",)}
     assert check({"Host": "192.168.1.5:8000"}, **open_to_all) == "ok"
     assert check({"Host": "asr:8000"}, **open_to_all) == "ok"
     assert check({"Host": "evil.example"}, **open_to_all) == "forbidden_host"
@@ -160,21 +160,8 @@ def test_settings_that_contradict_each_other(options: dict[str, Any], message: s
 
 def test_https(tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    made = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-subj",
-        "/CN=localhost",
-        "-out",
-        cert,
-        "-keyout",
-        key,
-    ]
-    subprocess.run(made, check=True, capture_output=True)
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-out"]
+    subprocess.run([*made, cert, "-keyout", key], check=True, capture_output=True)
     with listening.running(tls_cert=cert, tls_key=key) as server:
         context = ssl.create_default_context(cafile=cert)
         connection = HTTPSConnection("localhost", server.port, context=context)

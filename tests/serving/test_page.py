@@ -90,6 +90,8 @@ async def speak(tab: browser.Tab, server: Server) -> None:
     await tab.until("document.getElementById('resume').hidden && document.getElementById('notice').hidden")
     before = server.metric("asr_streams_total", protocol="native", end="gone")
     for socket in list(server.service.sockets):
+        assert socket._req is not None
+        assert socket._req.transport is not None
         server.do(socket._req.transport.abort)
     listening.until(lambda: server.metric("asr_streams_total", protocol="native", end="gone") > before)
     listening.until(lambda: server.metric("asr_streams", protocol="native") == 1)  # it has come back by itself
@@ -115,7 +117,9 @@ async def speak(tab: browser.Tab, server: Server) -> None:
     words = json.loads(saved["speech.json"])["words"]
     timed = " ".join(word["text"] for word in words)
     assert " ".join(cue.text for cue in pysrt.from_string(saved["speech.srt"])).split() == timed.split()
-    assert " ".join(caption.text for caption in webvtt.from_string(saved["speech.vtt"])).split() == timed.split()
+    assert (
+        " ".join(caption.text for caption in webvtt.from_string(saved["speech.vtt"]).captions).split() == timed.split()
+    )
     assert words[0]["start_s"] < words[-1]["end_s"]
     assert saved["speech.wav"] > 44 + 2 * 44_100
 

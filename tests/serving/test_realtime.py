@@ -12,7 +12,7 @@ import aiohttp
 import numpy as np
 import openai
 import pytest
-from listening import DIGITS, TEXT, Server
+from listening import DIGITS, TEXT, Server, s16
 
 from asr import audio
 from asr.audio import SAMPLE_RATE, resample
@@ -25,7 +25,7 @@ DELTA = "conversation.item.input_audio_transcription.delta"
 
 def pcm(rate: int = 24000, times: int = 1, pause_s: float = 0.0) -> bytes:
     sound = np.tile(np.concatenate([resample(WAVEFORM, SAMPLE_RATE, rate), np.zeros(round(pause_s * rate))]), times)
-    return (np.clip(sound, -1, 1) * 32767).astype("<i2").tobytes()
+    return s16(sound)
 
 
 def companded(law: str) -> bytes:
@@ -35,7 +35,7 @@ def companded(law: str) -> bytes:
     sound = resample(WAVEFORM, SAMPLE_RATE, 8000)
     at = np.searchsorted(table[order], sound).clip(1, 255)
     nearer = np.abs(table[order[at - 1]] - sound) < np.abs(table[order[at]] - sound)
-    return np.where(nearer, order[at - 1], order[at]).astype(np.uint8).tobytes()
+    return bytes(np.where(nearer, order[at - 1], order[at]).tolist())
 
 
 def appended(content: bytes, size: int = 48_000) -> list[dict[str, Any]]:

@@ -15,16 +15,12 @@ import aiohttp
 import listening
 import numpy as np
 import pytest
-from listening import DIGITS, TEXT, Server
+from listening import DIGITS, TEXT, Server, s16
 
 from asr import Recognizer, audio
 from asr.audio import SAMPLE_RATE, resample
 
 WAVEFORM = audio.read(DIGITS)
-
-
-def s16(waveform: np.ndarray) -> bytes:
-    return (np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes()
 
 
 @asynccontextmanager

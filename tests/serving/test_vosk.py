@@ -9,9 +9,8 @@ from typing import Any
 
 import aiohttp
 import listening
-import numpy as np
 import pytest
-from listening import DIGITS, TEXT, Server
+from listening import DIGITS, TEXT, Server, s16
 
 from asr import audio
 from asr.audio import SAMPLE_RATE, resample
@@ -19,10 +18,6 @@ from asr.audio import SAMPLE_RATE, resample
 WAVEFORM = audio.read(DIGITS)
 CONFIG = {"config": {"sample_rate": 16000, "words": 1}}
 EOF = '{"eof" : 1}'
-
-
-def s16(waveform: np.ndarray) -> bytes:
-    return (np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes()
 
 
 def talk(server: Server, sent: list[Any], path: str = "/vosk", port: int | None = None) -> list[dict[str, Any]]:

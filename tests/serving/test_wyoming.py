@@ -13,7 +13,7 @@ from listening import DIGITS, TEXT, Server
 from wyoming.asr import Transcribe, Transcript, TranscriptChunk, TranscriptStart, TranscriptStop
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
-from wyoming.event import Event
+from wyoming.event import Event, Eventable
 from wyoming.info import Describe, Info
 from wyoming.ping import Ping, Pong
 
@@ -74,7 +74,7 @@ def test_ping(server: Server) -> None:
 def test_a_recording_as_home_assistant_sends_it(server: Server) -> None:
     events = talk(server, Transcribe(language="en"), *recording())
     assert text_of(events) == TEXT
-    kinds = [TranscriptStart, TranscriptChunk, Transcript, TranscriptStop]
+    kinds: list[type[Eventable]] = [TranscriptStart, TranscriptChunk, Transcript, TranscriptStop]
     assert [kind.is_type(event.type) for kind, event in zip(kinds, events, strict=True)] == [True] * 4
     assert "".join(TranscriptChunk.from_event(event).text for event in events[1:2]) == TEXT
 

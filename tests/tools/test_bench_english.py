@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ class Sphinx:
 @pytest.fixture
 def sphinx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pocketsphinx", SimpleNamespace(Decoder=Sphinx))
-    monkeypatch.setattr(bench.importlib.metadata, "version", {"pocketsphinx": "5.1"}.__getitem__)
+    monkeypatch.setattr("importlib.metadata.version", {"pocketsphinx": "5.1"}.__getitem__)
 
 
 @pytest.fixture
@@ -76,10 +77,11 @@ def corpora(tmp_path: Path) -> Path:
     return folder
 
 
-def run(corpora: Path, **options: object) -> None:
-    settings = {"model": "digits", "lm": None, "whisper": None, "limit": None, "peer_limit": 300, "chart": None}
-    settings["sets"] = ["common_voice", "speechocean762", "librispeech", "fsdd", "start"]
-    bench.english(argparse.Namespace(corpora=corpora, **(settings | options)))
+def run(corpora: Path, **options: Any) -> None:
+    none = dict.fromkeys(("lm", "whisper", "limit", "chart"))
+    sets = ["common_voice", "speechocean762", "librispeech", "fsdd", "start"]
+    usual: dict[str, Any] = {"corpora": corpora, "model": "digits", "peer_limit": 300, "sets": sets}
+    bench.english(argparse.Namespace(**none | usual | options))
 
 
 def tables(text: str) -> list[list[list[str]]]:
@@ -182,7 +184,8 @@ def test_variants_are_what_they_are_called(corpora: Path, tmp_path: Path) -> Non
 
     def heard_as(variant: str, folder: str = "") -> np.ndarray:
         (one,) = bench.varied([Recording(path, "THERE'S IRON")], variant, corpora, tmp_path / f"{variant}{folder}")
-        return soundfile.read(one.audio)[0]
+        samples: np.ndarray = soundfile.read(one.audio)[0]
+        return samples
 
     noise = heard_as("noise") - waveform
     assert 10 * np.log10(np.square(waveform).mean() / np.square(noise).mean()) == pytest.approx(10, abs=0.01)
@@ -204,7 +207,7 @@ def test_whisper_hears_english_in_int8_on_one_thread(
 
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     monkeypatch.setitem(sys.modules, "faster_whisper", SimpleNamespace(WhisperModel=Model))
-    monkeypatch.setattr(bench.importlib.metadata, "version", {"faster-whisper": "1.2"}.__getitem__)
+    monkeypatch.setattr("importlib.metadata.version", {"faster-whisper": "1.2"}.__getitem__)
     with pytest.raises(SystemExit, match=r"expected a folder with a model for faster-whisper.*model\.bin"):
         run(corpora, whisper=tmp_path / "tiny.en", sets=["common_voice"])
     (tmp_path / "tiny.en").mkdir()
@@ -266,7 +269,7 @@ def test_a_stream_is_scored_before_and_after_the_second_hearing() -> None:
             words = (Final("seven two", (), 0, 1), Endpoint(1, "pause"), Partial("", "five", 1.5))
             return [*words, Final("nine", (), 1, 2), Endpoint(2, "pause"), Endpoint(7, "idle")]
 
-    recognizer = SimpleNamespace(stream=lambda **lengths: Stream())
+    recognizer: Any = SimpleNamespace(stream=lambda **lengths: Stream())
     assert bench.streamed(recognizer, np.zeros(10)) == ("seven one five", "seven two nine")
 
 
@@ -274,9 +277,12 @@ def test_loud_audio_does_not_wrap_around_for_pocketsphinx(
     tmp_path: Path, sphinx: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Sphinx] = []
-    monkeypatch.setattr(
-        sys.modules["pocketsphinx"], "Decoder", lambda **settings: made.append(Sphinx(**settings)) or made[0]
-    )
+
+    def decoder(**settings: object) -> Sphinx:
+        made.append(Sphinx(**settings))
+        return made[0]
+
+    monkeypatch.setattr(sys.modules["pocketsphinx"], "Decoder", decoder)
     soundfile.write(tmp_path / "loud.wav", np.array([1.5, -1.5, 0.5] * 100), 16000, subtype="FLOAT")
     recognise = bench.pocketsphinx()
     assert recognise is not None

@@ -82,7 +82,9 @@ def test_half_of_the_data_cached_spares_15_per_cent_of_the_reads() -> None:
     assert 1 - scaling.misses(0.5) == pytest.approx(0.5 - 0.5 * math.log(2))
 
 
-def test_the_command_prints_a_row_for_each_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_prints_a_row_for_each_size(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["scaling", "simulate", "--hours", "5", "1000", "--gpus", "8"])
     scaling.main()
     rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
@@ -91,7 +93,7 @@ def test_the_command_prints_a_row_for_each_size(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("faulty", [["--gpus", "3", "--nodes", "2"], ["--speed", "0"], ["--hours", "-1"]])
 def test_values_that_make_no_training_are_refused(
-    faulty: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    faulty: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["scaling", "simulate", *faulty])
     with pytest.raises(SystemExit) as ended:

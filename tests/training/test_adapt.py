@@ -22,6 +22,7 @@ from asr.tokens import Tokens
 from asr.training import adapt, checkpoint, config, loop, plots
 from asr.training.export import export
 from asr.training.model import AcousticModel
+from asr.training.run import Outcome
 
 TONES_HZ = {"a": 400, "b": 1100, "c": 2600}
 TEXTS = ["a", "b", "c", "ab", "bc", "ca", "abc", "cab", "bca", "acb", "cba", "bac"]
@@ -184,7 +185,7 @@ def test_killed_and_resumed_it_ends_the_same(
 def test_interrupted_there_is_nothing_to_compare(
     base: Path, higher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "train", lambda *_, **__: loop.Outcome(False, tmp_path / "run"))
+    monkeypatch.setattr(loop, "train", lambda *_, **__: Outcome(False, tmp_path / "run"))
     assert adapted(base, higher, tmp_path / "run") is None
 
 

@@ -165,7 +165,7 @@ def test_gain_is_in_decibels() -> None:
 
 def test_equaliser_changes_each_octave_by_its_own_gain() -> None:
     hertz = [125, 250, 500, 1000, 2000, 4000]
-    tones = sum(tone(one, level=0.05) for one in hertz)
+    tones = np.sum([tone(one, level=0.05) for one in hertz], axis=0)
     gains_db = (-12.0, 6.0, 0.0, 12.0, -3.0, 9.0, 5.0)
     got, untouched = applied([tones, tones], [Perturbation(octaves_db=gains_db), Perturbation()])
     bins = np.array(hertz)
@@ -447,7 +447,7 @@ def longest_run(line: np.ndarray) -> int:
 
 def test_frequency_mask() -> None:
     mask = masked(config.SpecAugment(freq_masks=1, freq_width=8, time_masks=0))
-    rows = mask.any(axis=1)  # (B, F)
+    rows: np.ndarray = np.any(mask, axis=1)  # (B, F)
     assert (mask == rows[:, None, :]).all()  # whole rows
     widths = rows.sum(axis=1)
     assert all(longest_run(line) == width for line, width in zip(rows, widths, strict=True))
@@ -459,7 +459,7 @@ def test_frequency_mask() -> None:
 
 def test_time_mask() -> None:
     mask = masked(config.SpecAugment(freq_masks=0, time_masks=1, time_width=12, time_share=1.0))
-    frames = mask.any(axis=2)  # (B, T)
+    frames: np.ndarray = np.any(mask, axis=2)  # (B, T)
     assert (mask == frames[:, :, None]).all()
     widths = frames.sum(axis=1)
     assert all(longest_run(line) == width for line, width in zip(frames, widths, strict=True))
@@ -478,7 +478,8 @@ def test_time_masks_cover_at_most_their_share() -> None:
 def test_number_of_masks() -> None:
     settings = config.SpecAugment(freq_masks=3, freq_width=4, time_masks=2, time_width=6)
     mask = masked(settings)
-    rows, frames = mask.all(axis=1), mask.all(axis=2)
+    rows: np.ndarray = np.all(mask, axis=1)
+    frames: np.ndarray = np.all(mask, axis=2)
     assert (mask == (rows[:, None, :] | frames[:, :, None])).all()
     assert 8 < rows.sum(axis=1).max() <= 12
     assert 8 < frames.sum(axis=1).max() <= 12

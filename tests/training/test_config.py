@@ -144,7 +144,7 @@ def test_there_are_recipes() -> None:
 
 def test_settings_cannot_be_changed_by_accident() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        parsed().epochs = 3  # type: ignore[misc]
+        parsed().epochs = 3
 
 
 # --- what is refused ---

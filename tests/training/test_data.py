@@ -2,6 +2,7 @@ import itertools
 import json
 import time
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,8 @@ def corpus(
         )
     manifest = folder / "manifest.jsonl"
     manifest.write_text("\n".join(lines) + "\n")
-    tree = {"name": "test", "seed": seed, "data": {"train": [manifest], "dev": manifest, "alphabet": ALPHABET}}
-    tree["data"] |= sections.pop("data", {})  # type: ignore[operator]
-    settings = config.parse({**tree, **sections}, "test")
+    sets = {"train": [manifest], "dev": manifest, "alphabet": ALPHABET} | sections.pop("data", {})
+    settings = config.parse({"name": "test", "seed": seed, "data": sets, **sections}, "test")
     got = Corpus(
         [manifest],
         Tokens.of(ALPHABET),
@@ -77,7 +77,10 @@ def indices(plan: list[list[Item]]) -> list[int]:
     return [item.index for batch in plan for item in batch]
 
 
-SPEEDS = {"augment": {"speed": [0.8, 0.9, 1.0, 1.1, 1.25]}, "batch": {"seconds": 4.0, "max_utterances": 9}}
+SPEEDS: dict[str, Any] = {
+    "augment": {"speed": [0.8, 0.9, 1.0, 1.1, 1.25]},
+    "batch": {"seconds": 4.0, "max_utterances": 9},
+}
 
 # --- plans ---
 
@@ -297,9 +300,9 @@ def test_load_pads_each_waveform_as_it_would_be_alone(tmp_path: Path) -> None:
 
 def test_the_largest_batch(tmp_path: Path) -> None:
     """Nothing that a plan makes of the corpus takes more memory."""
-    options = {"augment": {"speed": [0.8, 1.0], "join_share": 0.5}, "data": {"max_s": 2.0}, "batch": {"seconds": 8.0}}
-    for augment in (options["augment"], {"speed": [0.8, 1.0]}):
-        got = corpus(tmp_path, many(), **options | {"augment": augment})
+    for joined in ({"join_share": 0.5}, {}):
+        augment = {"speed": [0.8, 1.0], **joined}
+        got = corpus(tmp_path, many(), augment=augment, data={"max_s": 2.0}, batch={"seconds": 8.0})
         longest, area = 0, 0
         for epoch in range(4):
             for items in got.plan(epoch, by_length=False):
@@ -475,5 +478,6 @@ def test_leaving_early_stops_the_loader(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(got, "load", load)
     batches = got.batches([[Item(i)] for i in range(40)], 0)
     next(batches)
+    assert isinstance(batches, Generator)
     batches.close()
     assert len(loaded) < data._AHEAD  # those that waited are not loaded in vain

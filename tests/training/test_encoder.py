@@ -286,7 +286,7 @@ def test_settings_that_do_not_fit_an_encoder(folder: Path, section: dict[str, An
 
 
 def test_no_encoder_by_that_name() -> None:
-    assert config.Network(encoder="none").encoder is None
+    assert config.Network.model_validate({"encoder": "none"}).encoder is None
 
 
 # --- exported ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from asr.training.model import AcousticModel
 ALPHABET = " abc"
 
 
-def settings_of(**network: object) -> config.Config:
+def settings_of(**network: Any) -> config.Config:
     tree = {
         "name": "tiny",
         "licence": "CC0",
@@ -66,7 +67,7 @@ def test_parity_at_every_length(tmp_path: Path, cell: str, bidirectional: bool) 
     [{"norm": "batch"}, {"norm": "none"}, {"projection": 8}, *({"subsampling": factor} for factor in (1, 2, 8))],
     ids=lambda network: "-".join(map(str, *network.items())),
 )
-def test_parity_of_every_option(tmp_path: Path, network: dict[str, object]) -> None:
+def test_parity_of_every_option(tmp_path: Path, network: dict[str, Any]) -> None:
     _, path = saved(tmp_path, settings_of(**network))
     export.export(path, tmp_path / "m.onnx")  # checks itself
     assert Recognizer(tmp_path / "m.onnx").log_probs(np.zeros(16000, np.float32)).shape[1] == 1 + len(ALPHABET)
@@ -101,12 +102,11 @@ def test_refuses_a_graph_that_differs(tmp_path: Path, monkeypatch: pytest.Monkey
     _, path = saved(tmp_path, settings_of())
     load = onnx.load
 
-    def sabotaged(*args: object) -> onnx.ModelProto:
+    def sabotaged(*args: Any) -> onnx.ModelProto:
         graph = load(*args)
         bias = next(tensor for tensor in graph.graph.initializer if tensor.name.endswith("network.output.1.bias"))
-        bias.CopyFrom(
-            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32([0, 0, 0, 0, 0.1]), bias.name)
-        )
+        values = onnx.numpy_helper.to_array(bias) + np.array([0, 0, 0, 0, 0.1], np.float32)
+        bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
         return graph
 
     monkeypatch.setattr(onnx, "load", sabotaged)
@@ -135,15 +135,14 @@ def test_no_export_needs_an_operator_that_is_refused(tmp_path: Path) -> None:
     mfcc = config.Features(kind="mfcc", n_mels=20, n_mfcc=13, deltas=2)
     pretrained = config.Network(encoder=Path("whisper"), encoder_width=64, encoder_blocks=1, hidden=16, layers=1)
     found = set()
-    for number, (network, features) in enumerate(
-        [
-            ({"cell": "lstm"}, {}),
-            ({"cell": "gru", "norm": "none", "subsampling": 2}, {}),
-            ({"cell": "rnn_tanh", "bidirectional": False}, {}),
-            ({"cell": "lstm", "norm": "batch", "subsampling": 1, "projection": 8}, {"features": mfcc}),
-            ({}, {"network": pretrained, "features": config.WHISPER}),
-        ]
-    ):
+    kinds: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"cell": "lstm"}, {}),
+        ({"cell": "gru", "norm": "none", "subsampling": 2}, {}),
+        ({"cell": "rnn_tanh", "bidirectional": False}, {}),
+        ({"cell": "lstm", "norm": "batch", "subsampling": 1, "projection": 8}, {"features": mfcc}),
+        ({}, {"network": pretrained, "features": config.WHISPER}),
+    ]
+    for number, (network, features) in enumerate(kinds):
         settings = settings_of(**network).model_copy(update=features)
         (tmp_path / str(number)).mkdir()
         _, path = saved(tmp_path / str(number), settings)

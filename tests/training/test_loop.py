@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from asr.metrics import Scored
 from asr.training import augment, checkpoint, config, export, loop, plots
 from asr.training.data import Batch, Corpus, Item
 from asr.training.log import Log
-from asr.training.model import Network
+from asr.training.model import AcousticModel, Network
 from asr.training.run import Outcome
 from asr.training.schedule import rate
 from asr.training.updates import batches_of_updates
@@ -82,7 +83,7 @@ TINY: dict[str, Any] = {
 
 def merge(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """tree with `section__key=value` or `key=value` laid over it."""
-    merged = json.loads(json.dumps(tree))
+    merged: dict[str, Any] = json.loads(json.dumps(tree))
     for key, value in changes.items():
         *parents, last = key.split("__")
         node = merged
@@ -114,7 +115,14 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(chosen: config.Config, run: Path, **options: Any) -> Outcome:
-    return loop.train(chosen, run, **{"device": "cpu", "threads": 1, "console": QUIET} | options)
+    usual: dict[str, Any] = {"device": "cpu", "threads": 1, "console": QUIET}
+    return loop.train(chosen, run, **usual | options)
+
+
+def written(console: Console) -> str:
+    """What went to a console that writes to memory."""
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -420,12 +428,12 @@ def test_init_copies_what_fits_and_lists_the_rest(
     before, after = (checkpoint.load(folder / "model.safetensors")[0] for folder in (run, tmp_path / "same"))
     for name in before:  # hardly moved by a learning rate of next to nothing
         torch.testing.assert_close(after[name], before[name], atol=1e-5, rtol=1e-4)
-    assert "drawn anew" not in console.file.getvalue()
+    assert "drawn anew" not in written(console)
 
     tree = config.to_dict(still)
     tree["data"]["alphabet"] += "xyz"
     train(config.parse(tree, "test"), tmp_path / "other", console=console)
-    said = console.file.getvalue()
+    said = written(console)
     assert (
         "16 of 18 tensors fit; in part: network.output.1.weight (62%), network.output.1.bias (62%); new tokens" in said
     )
@@ -747,7 +755,7 @@ def test_moving_average_of_the_weights(
     last = checkpoint.load(tmp_path / "run" / "last.safetensors")[0]
 
     torch.manual_seed(chosen.seed)
-    expected = loop.AcousticModel(chosen, 5).state_dict()["network.output.1.weight"].clone()
+    expected = AcousticModel(chosen, 5).state_dict()["network.output.1.weight"].clone()
     for decay, one in zip([1 / 10, 2 / 11, 3 / 12, 0.3], history, strict=True):
         expected = decay * expected + (1 - decay) * one["network.output.1.weight"]
     torch.testing.assert_close(ema["network.output.1.weight"], expected)
@@ -886,15 +894,11 @@ def test_other_batches_go_on_where_the_epoch_was(
     assert not train(settings(epochs=2), tmp_path / "run").finished
     done = checkpoint.load(tmp_path / "run/last.safetensors")[1]["progress"]["batch_in_epoch"]
     assert done in (2, 3)  # of 4
-    starts: list[tuple[int, int]] = []
-    monkeypatch.setattr(
-        loop,
-        "batches_of_updates",
-        lambda planned, done, group: starts.append((planned, done)) or batches_of_updates(planned, done, group),
-    )
+    starts = Mock(wraps=batches_of_updates)
+    monkeypatch.setattr(loop, "batches_of_updates", starts)
     monkeypatch.setattr(terminal, "asked_to_end", lambda: nullcontext(lambda: False))
     assert train(settings(epochs=2, batch__max_utterances=2), tmp_path / "run", resume=True).finished
-    assert starts == [(8, 2 * done)]
+    assert [call.args[:2] for call in starts.call_args_list] == [(8, 2 * done)]
 
 
 def test_a_checkpoint_that_is_damaged_or_gone_names_the_remedy(

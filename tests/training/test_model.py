@@ -1,5 +1,5 @@
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -105,7 +105,7 @@ def test_summary_names_the_cell(cell: str, bidirectional: bool, kind: str) -> No
 
 
 @pytest.mark.parametrize(("subsampling", "least"), [(1, 1), (2, 3), (4, 7), (8, 15)])
-def test_too_few_features_for_the_subsampling(subsampling: int, least: int) -> None:
+def test_too_few_features_for_the_subsampling(subsampling: Literal[1, 2, 4, 8], least: int) -> None:
     options = config.Network(subsampling=subsampling, layers=1, hidden=2, conv_channels=1)
     got = Network(least, 3, options)(torch.zeros(1, 20, least))[0]
     assert got.shape[2] == 3
@@ -175,7 +175,7 @@ def test_padding_changes_no_gradient_of_the_weights() -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_two_directions_equal_torchs_over_packed_sequences(cell: str) -> None:
-    layer = network(cell=cell, norm="none", subsampling=1).layers[0]
+    layer: Any = network(cell=cell, norm="none", subsampling=1).layers[0]
     options = {"nonlinearity": cell.removeprefix("rnn_")} if cell.startswith("rnn") else {}
     kind = {"lstm": nn.LSTM, "gru": nn.GRU}.get(cell, nn.RNN)
     theirs = kind(N_FEATURES, 12, batch_first=True, bidirectional=True, **options)
@@ -205,7 +205,8 @@ def test_packed_layers_give_what_padded_ones_give(
         network(cell=cell, bidirectional=bidirectional, projection=projection, norm=norm).double() for _ in range(2)
     )
     lengths = torch.tensor([9, 23, 1, 16])
-    padded = torch.randn(23, 4, one.layers[0].directions[0].input_size, dtype=torch.float64)
+    first: Any = one.layers[0]
+    padded = torch.randn(23, 4, first.directions[0].input_size, dtype=torch.float64)
     x = padded
     for layer in one.layers:
         x = layer(x, lengths)
@@ -214,12 +215,12 @@ def test_packed_layers_give_what_padded_ones_give(
     torch.testing.assert_close(x[valid], y[valid], rtol=1e-9, atol=1e-9)
     assert not y[~valid].any()
     weights = torch.randn_like(x[valid])
-    (x[valid] * weights).sum().backward()
-    (y[valid] * weights).sum().backward()
+    for found in (x, y):
+        torch.autograd.backward((found[valid] * weights).sum())
     for (name, left), right in zip(one.layers.named_parameters(), other.layers.parameters(), strict=True):
         torch.testing.assert_close(left.grad, right.grad, rtol=1e-9, atol=1e-9, msg=name)
-    for left, right in zip(one.buffers(), other.buffers(), strict=True):
-        torch.testing.assert_close(left, right)
+    for mine, theirs in zip(one.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_lengths_may_be_plain_numbers() -> None:
@@ -293,7 +294,8 @@ def test_padding_gives_the_promised_frames(net: AcousticModel, samples: int) -> 
 @pytest.mark.parametrize("cell", CELLS)
 def test_initial_weights(cell: str) -> None:
     hidden = 12
-    for layer in network(cell=cell).layers:
+    layers: Any = network(cell=cell).layers
+    for layer in layers:
         for rnn in layer.directions:
             weights = dict(rnn.named_parameters())
             for block in weights["weight_hh_l0"].split(hidden):
@@ -309,7 +311,8 @@ def test_initial_weights(cell: str) -> None:
 
 def test_the_forget_gate_is_the_one_that_starts_open() -> None:
     """Not by PyTorch's documentation but by behaviour: a state survives a step with no input."""
-    rnn = network(cell="lstm", norm="none").layers[0].directions[0]
+    layer: Any = network(cell="lstm", norm="none").layers[0]
+    rnn = layer.directions[0]
     with torch.no_grad():
         rnn.weight_hh_l0.zero_()
     state = torch.full((1, 1, 12), 2.0)

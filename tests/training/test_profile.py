@@ -6,7 +6,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from asr.training import profile
 from asr.training.profile import Profile
 
 
@@ -15,7 +14,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(profile.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr("time.perf_counter", lambda: self.now)
 
 
 def rendered(one: Profile) -> list[list[str]]:

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from test_loop import TINY, assert_same_training, make_corpus, merge, train
+from test_loop import TINY, assert_same_training, make_corpus, merge, train, written
 
 from asr.errors import ConfigError
 from asr.text import english
 from asr.tokens import Tokens
-from asr.training import checkpoint, config, loop, plots
+from asr.training import checkpoint, config, plots
 from asr.training.data import Corpus, Item
+from asr.training.model import AcousticModel
 from asr.training.pronunciation import Pronunciations
 
 
@@ -94,7 +95,7 @@ def test_the_sounds_hear_their_layer(tmp_path: Path, dictionary: Path, chunk: tu
     """With the layers above left out, the network's own output stands where that of the sounds stood."""
     settings = settings_of(tmp_path, dictionary, network__layers=2, network__dropout=0.0, network__bidirectional=True)
     lower = settings_of(tmp_path, dictionary, network__layers=1, network__dropout=0.0, network__bidirectional=True)
-    net, single = loop.AcousticModel(settings, 4).network, loop.AcousticModel(lower, 5).network
+    net, single = AcousticModel(settings, 4).network, AcousticModel(lower, 5).network
     net.add_sounds(1, 5)
     weights = net.state_dict()
     single.load_state_dict({name: weights[name.replace("output.", "sounds.")] for name in single.state_dict()})
@@ -107,11 +108,12 @@ def test_the_sounds_hear_their_layer(tmp_path: Path, dictionary: Path, chunk: tu
 
 
 def test_packed_layers_let_the_sounds_hear_the_same(tmp_path: Path, dictionary: Path) -> None:
-    net = loop.AcousticModel(settings_of(tmp_path, dictionary, network__layers=2, network__dropout=0.0), 4).network
+    net = AcousticModel(settings_of(tmp_path, dictionary, network__layers=2, network__dropout=0.0), 4).network
     net.add_sounds(1, 5)
     x, lengths = torch.randn(2, 60, 20), [60, 31]
     _, frames, sounds = net.train()(x, lengths)
     packed = net._outputs(*net._packed(net.subsampled(x), frames), frames)[2]
+    assert packed is not None
     for row, count in enumerate(frames.tolist()):
         torch.testing.assert_close(packed[row, :count], sounds[row, :count], rtol=1e-4, atol=1e-5)
 
@@ -124,7 +126,7 @@ def test_sounds_teach_and_unknown_ones_change_nothing(tmp_path: Path, dictionary
     settings = settings_of(tmp_path, dictionary)
     said = Console(file=io.StringIO(), width=200)
     train(settings, tmp_path / "with", console=said)
-    assert "pronunciations known: of 3 of 16 utterances" in said.file.getvalue()
+    assert "pronunciations known: of 3 of 16 utterances" in written(said)
     train(settings.model_copy(update={"pronunciation": None}), tmp_path / "without")
     dictionary.write_text("other AH DH ER\n")
     train(settings, tmp_path / "unknown")
@@ -167,5 +169,6 @@ def test_joined_utterances_have_the_sounds_of_all_or_none(tmp_path: Path, dictio
     numbers = {example.text: number for number, example in enumerate(corpus.examples)}
     both = Item(numbers["ab"], joined=(numbers["cab"],))
     batch = corpus.load([both, Item(numbers["c"]), Item(numbers["ab"], joined=(numbers["bca"],))], 0)
+    assert corpus.pronunciations is not None
     assert batch.sound_lengths.tolist() == [5, 1, 0]
     assert batch.sounds.tolist() == [*corpus.pronunciations.encode("ab cab"), *corpus.pronunciations.encode("c")]

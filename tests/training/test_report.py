@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Annotation
 from rich.console import Console
 
 from asr import cli as commands
@@ -205,7 +207,8 @@ def test_texts_of_the_corpus_are_never_markup(html: str) -> None:
 
 
 def test_half_a_surrogate_pair_does_not_break_the_page() -> None:
-    filling = {key: {} for key in ("facts", "settings", "curves", "gradients", "errors", "dev_report", "failed")}
+    names = ("facts", "settings", "curves", "gradients", "errors", "dev_report", "failed")
+    filling: dict[str, Any] = {name: {} for name in names}
     assert "<h1>a?&lt;</h1>" in report_page.render(name="a\ud83d<", notes=[], **filling)
 
 
@@ -290,7 +293,8 @@ def test_words_begin_where_their_first_token_does() -> None:
     symbols = [" ab", "c", " ", "b", "a", " c"]
     spans = [Span(2 * number, 2 * number + 1, 1.0) for number in range(6)]
     pictures.show_words(axes, spans, symbols, 0.5, 5.5)
-    assert [(text.get_text(), text.xy[0]) for text in axes.texts] == [("abc", 0.0), ("ba", 3.0), ("c", 5.0)]
+    shown = [(text.get_text(), text.xy[0]) for text in axes.texts if isinstance(text, Annotation)]
+    assert shown == [("abc", 0.0), ("ba", 3.0), ("c", 5.0)]
 
 
 # --- what is not there ---

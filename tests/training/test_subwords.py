@@ -47,7 +47,7 @@ def both() -> tuple[Tokens, Any]:
     """Our vocabulary and SentencePiece's own model of it."""
     made = []
 
-    class Kept(sentencepiece.SentencePieceProcessor):  # type: ignore[misc]
+    class Kept(sentencepiece.SentencePieceProcessor):
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
             made.append(self)
