@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,19 +18,19 @@ from asr.errors import AsrError
 from asr.files import make_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
 
+# What asks a program to end: Ctrl-C, `kill` or a cluster, and a closed terminal, of which Windows does not tell.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _bar: Progress | None = None  # that stands in the terminal's last line
 
 
 @contextmanager
 def interruptible(hint: str = "") -> Iterator[None]:
     """Ctrl-C within is one line on stderr, and exit status 130."""
-    import signal
-
     try:
         yield
     except KeyboardInterrupt:
@@ -43,9 +45,6 @@ def ending(stop: Callable[[], None]) -> Iterator[None]:
 
     What is ignored stays so: nohup means to outlive its terminal. Only the main thread hears of any.
     """
-    import signal
-    import threading
-
     before: dict[int, Any] = {}
 
     def first(number: int, _frame: object) -> None:
@@ -54,9 +53,8 @@ def ending(stop: Callable[[], None]) -> Iterator[None]:
         stop()
 
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
                 before[number] = signal.signal(number, first)
     try:
         yield
@@ -71,6 +69,25 @@ def asked_to_end() -> Iterator[Callable[[], bool]]:
     asked: list[bool] = []
     with ending(lambda: asked.append(True)):
         yield lambda: bool(asked)
+
+
+@contextmanager
+def blocked(signals: Collection[int]) -> Iterator[None]:
+    """Signals wait for the end of the block, and never reach the processes and threads that are started in it.
+
+    These inherit that the signals are blocked: to end them is for the program that has started them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # started in the block, it would unblock them
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def stderr(quiet: bool) -> Console | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -229,3 +231,20 @@ def test_texts_of_several_stand_above_the_bar(tmp_path: Path, columns: int) -> N
     assert not any("━" in line for line in seen.lines)  # the bar is gone
     assert seen.lines[-1].startswith("3 of 4 recordings")
     assert sum(line.startswith("asr: none.wav") for line in seen.lines) == 1
+
+
+def test_what_starts_in_a_block_never_gets_its_signals() -> None:
+    """Not even where multiprocessing's tracker, which unblocks them, is started with it."""
+    script = """
+import signal, subprocess, sys
+from multiprocessing import resource_tracker
+from asr import terminal
+
+tell = [sys.executable, "-c", "import signal; print(len(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"]
+with terminal.blocked(terminal.STOP_SIGNALS):
+    resource_tracker.ensure_running()
+    subprocess.run(tell)
+subprocess.run(tell)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "0"]

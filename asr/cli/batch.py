@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from asr import audio
+from asr import audio, terminal
 from asr.errors import AsrError
 from asr.files import cores
 from asr.recognizer import Recognizer
@@ -246,19 +246,18 @@ def transcribe(
 def _without_interrupts() -> Iterator[None]:
     """Ctrl-C waits for the end of the block; the processes started in it never hear it: to end them is for this one.
 
-    They inherit that it is blocked. What they do themselves, in `_start`, is too late for one during their imports.
+    What they do themselves, in `_start`, is too late for one during their imports.
     """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []  # blocked here, it goes to another thread, if there is one, and then to this handler
     handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        with terminal.blocked({signal.SIGINT}):
+            yield
     finally:
         signal.signal(signal.SIGINT, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if came:
         signal.raise_signal(signal.SIGINT)
 

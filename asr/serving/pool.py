@@ -7,15 +7,14 @@ import contextlib
 import logging
 import math
 import multiprocessing
-import signal
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
+from asr import terminal
 from asr.recognizer import Heard
 from asr.serving.errors import ApiError, overloaded, shutting_down
 from asr.serving.metrics import Metrics
@@ -177,7 +176,7 @@ class Pool:
         process = multiprocessing.get_context("spawn").Process(
             target=work, args=(there, self._models, settings.steering, settings.worker_memory), daemon=True
         )
-        with _unheard():
+        with terminal.blocked(terminal.STOP_SIGNALS):
             process.start()
         there.close()
         worker = _Worker(process, here, self._loop.time())
@@ -307,17 +306,3 @@ class Pool:
 
 
 _WHYS = ("died", "timeout", "cancelled")
-
-
-@contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    """What is started within never hears of Ctrl-C and the like: to end it is for this process."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # which, when it starts, would unblock them
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

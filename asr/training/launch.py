@@ -6,7 +6,6 @@ import ctypes
 import faulthandler
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TypeVar
@@ -15,11 +14,10 @@ import torch
 import torch.distributed
 from lightning.fabric import Fabric
 
+from asr import terminal
 from asr.errors import AsrError, TrainingError
 from asr.training import config
 
-# What asks a training to stop: Ctrl-C, a cluster's request, a lost terminal.
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 T = TypeVar("T")
 
@@ -77,11 +75,8 @@ def shield_from_signals() -> None:
             faulthandler.enable()
         except (OSError, RuntimeError, ValueError):  # stderr is closed, or no file
             faulthandler.enable(Path(os.devnull).open("w"))  # noqa: SIM115 (it stays open)
-    if not hasattr(signal, "pthread_sigmask"):
-        return
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    torch.zeros(1 << 20).add_(1)  # large enough to be shared out, and so to start the threads, which inherit the mask
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with terminal.blocked(terminal.STOP_SIGNALS):
+        torch.zeros(1 << 20).add_(1)  # large enough to be shared out, and so to start the threads
 
 
 def place() -> tuple[int, int]:
