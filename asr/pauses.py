@@ -103,7 +103,7 @@ def parts(network: Network, blocks: Iterable[np.ndarray], *, at_pauses: bool = T
             cuts = ((starts + ends)[long] // 2).tolist()
         for start, end in pairwise([0, *cuts, len(log_probs)]):
             # A file's last frame may reach beyond its end.
-            last = min((first + end) * network.frame_shift, samples)
+            last = min((first + end) * network.geometry.frame_shift, samples)
             yield Part((first + start) * shift_s, last / SAMPLE_RATE, log_probs[start:end])
 
 
@@ -114,7 +114,7 @@ def _stretches(network: Network, blocks: Iterable[np.ndarray]) -> Iterator[tuple
     lies between two cuts is joined before it is decoded, so that only a cut can divide a word, and a cut is in the
     longest pause. Without any pause, it is in the frame most surely blank.
     """
-    shift = network.frame_shift
+    shift = network.geometry.frame_shift
     window, context = (round(seconds / network.frame_shift_s) for seconds in (_WINDOW_S, CONTEXT_S))
     window = min(window, network.window or window)
     audio_left = iter(blocks)

@@ -104,12 +104,12 @@ class Stream:
         # Frames are numbered from the stream's start. The network's state and the beam have heard up to `_done`.
         self._done = 0
         self._start = 0  # the utterance's first frame
-        self._audio = np.zeros(network.left, np.float32)  # what the frames from `_start` on see
+        self._audio = np.zeros(network.geometry.left, np.float32)  # what the frames from `_start` on see
         self._converter = audio.Converter(sample_rate)
         self._fed = 0  # samples
         self._ended = False
         self._begin()
-        self._network.part(np.zeros(network.receptive_field, np.float32), 1, network.first_state())
+        self._network.part(np.zeros(network.geometry.receptive_field, np.float32), 1, network.first_state())
 
     def feed(self, samples: Any) -> list[Event]:
         """The events of more audio: samples (n,) or (n, channels), any n, of any kind that `audio.as_samples` takes.
@@ -138,11 +138,9 @@ class Stream:
         events = self._hear(self._converter.flush())
         self._ended = True
         # As many frames as a file of this length has: the last may see beyond the end, where there is nothing.
-        last = -(-self._fed // self._network.frame_shift)
-        missing = (
-            (last - 1) * self._network.frame_shift + self._network.receptive_field - self._network.left - self._fed
-        )
-        self._audio = np.pad(self._audio, (0, max(0, missing)))
+        geometry = self._network.geometry
+        last = -(-self._fed // geometry.frame_shift)
+        self._audio = np.pad(self._audio, (0, max(0, geometry.padding(self._fed)[1])))
         while self._done < last:
             left = last - self._done
             events += self._advance(min(self._chunk, left), min(self._chunk + self._context, left))
@@ -167,14 +165,13 @@ class Stream:
 
     def _heard(self) -> int:
         """How many frames, from the stream's start, can see all that they need."""
-        network = self._network
-        return self._start + max(0, (len(self._audio) - network.receptive_field) // network.frame_shift + 1)
+        return self._start + max(0, self._network.geometry.frames(len(self._audio)))
 
     def _samples(self, first: int, frames: int) -> np.ndarray:
         """What some frames see, from the utterance's start on."""
-        shift = self._network.frame_shift
-        at = (first - self._start) * shift
-        return self._audio[at : at + (frames - 1) * shift + self._network.receptive_field]
+        geometry = self._network.geometry
+        at = (first - self._start) * geometry.frame_shift
+        return self._audio[at : at + geometry.samples(frames)]
 
     def _advance(self, keep: int, frames: int) -> Iterator[Event]:
         """Hear the next `keep` frames, with the rest of `frames` as their context."""
@@ -228,7 +225,7 @@ class Stream:
             yield Final(text, sounded_out(words, end * shift_s), offset_s, end * shift_s)
         yield Endpoint(end * shift_s, why)
         again, self._done = self._done, end
-        self._audio = self._audio[(end - self._start) * self._network.frame_shift :]
+        self._audio = self._audio[(end - self._start) * self._network.geometry.frame_shift :]
         self._begin()
         while self._done < again:  # cut before what has been heard: hear the rest as the next utterance's beginning
             frames = min(self._chunk, again - self._done)

@@ -74,7 +74,7 @@ def test_every_sample_is_in_one_utterance(rules: Endpointing) -> None:
     events = expected(rules)
     ends = [event.time_s for event in events if isinstance(event, Endpoint)]
     assert ends == sorted(ends)
-    frames = -(-len(speech()) // recognizer().network.frame_shift)
+    frames = -(-len(speech()) // recognizer().network.geometry.frame_shift)
     assert ends[-1] == pytest.approx(frames * recognizer().frame_shift_s)
     starts = [0.0, *ends]
     for final in finals(events):
@@ -198,8 +198,9 @@ def test_parts_equal_the_training_code_s(tmp_path: Path, options: dict[str, obje
     export.export(path, tmp_path / "m.onnx")
     network = Network(tmp_path / "m.onnx")
     waveform = np.random.default_rng(0).normal(0, 0.01, 16_000).astype(np.float32)
-    padded = audio.pad(waveform, network.receptive_field, network.frame_shift)
-    frames = -(-len(waveform) // network.frame_shift)
+    padded = network.geometry.pad(waveform)
+    shift = network.geometry.frame_shift
+    frames = -(-len(waveform) // shift)
     with torch.no_grad():
         features = model.eval().normalised_features(torch.from_numpy(padded)[None])
         whole = model(torch.from_numpy(padded)[None])[0].numpy()
@@ -209,7 +210,7 @@ def test_parts_equal_the_training_code_s(tmp_path: Path, options: dict[str, obje
         state, pieces = None, []
         for start in range(0, frames, chunk):
             stop = min(start + chunk + context, frames)
-            heard = padded[start * network.frame_shift : (stop - 1) * network.frame_shift + network.receptive_field]
+            heard = padded[start * shift : start * shift + network.geometry.samples(stop - start)]
             log_probs, state = network.part(heard, min(chunk, frames - start), state)
             pieces.append(log_probs)
         with torch.no_grad():

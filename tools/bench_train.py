@@ -94,7 +94,7 @@ def _compare(
             inputs = []
             for lengths, token_ids, token_lengths, seconds in shapes:
                 heard += seconds
-                frames = model.feature_frames([length + model.receptive_field for length in lengths])
+                frames = model.feature_frames([length + model.geometry.receptive_field for length in lengths])
                 for _ in range(model.network.stages):
                     frames = (frames - 3) // 2 + 1
                 x = torch.randn(int(frames.max()), len(lengths), size, device=fabric.device)

@@ -34,7 +34,7 @@ READ = 100  # of them, from all over the shard: what is read around them is of n
 SAMPLE = 200  # files of each kind that are decoded
 FILES = 500  # of each kind, in a tar
 SUFFIXES = (".flac", ".mp3", ".opus", ".wav")
-GEOMETRY = {"receptive_field": 1520, "frame_shift": 640}  # of the default network
+GEOMETRY = audio.Geometry(1520, 640)  # of the default network
 
 
 def measure(folder: Path, audio: Sequence[str], utterances: Sequence[int]) -> None:
@@ -138,7 +138,7 @@ def objects(count: int, folder: Path) -> dict[str, float]:
         utterances = manifest.read(path)
     del utterances
     with timed("init", "corpus"):
-        corpus = data.Corpus([path], tokens, settings, training=True, **GEOMETRY)
+        corpus = data.Corpus([path], tokens, settings, training=True, geometry=GEOMETRY)
     cache = path.with_suffix(".audio")
     cache.mkdir(exist_ok=True)
     for group in shards._group(corpus.examples.utterances):

@@ -11,7 +11,7 @@ from asr.audio.files import (
     read,
     read_utterance,
 )
-from asr.audio.waveform import SAMPLE_RATE, Converter, Mixer, as_samples, as_waveform, pad, padding, resample
+from asr.audio.waveform import SAMPLE_RATE, Converter, Geometry, Mixer, as_samples, as_waveform, resample
 from asr.errors import AudioError
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "AudioError",
     "AudioInfo",
     "Converter",
+    "Geometry",
     "Mixer",
     "Source",
     "as_samples",
@@ -27,8 +28,6 @@ __all__ = [
     "blocks",
     "info",
     "is_recording",
-    "pad",
-    "padding",
     "pipe_blocks",
     "read",
     "read_utterance",

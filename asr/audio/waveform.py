@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import soxr
@@ -211,19 +211,35 @@ def as_samples(samples: Any) -> np.ndarray:
     return np.asarray(samples[:, None] if samples.ndim == 1 else samples)
 
 
-def pad(waveform: np.ndarray, receptive_field: int, frame_shift: int) -> np.ndarray:
-    """A waveform (N,) with the zeros around it that make a network without padding give ceil(N / frame_shift) frames.
+class Geometry(NamedTuple):
+    """How the frames of a network lie in its samples: each sees receptive_field of them, frame_shift after the one before.
 
-    receptive_field, frame_shift: samples. Frame t is then centred on samples [t * frame_shift, (t + 1) * frame_shift).
+    With the zeros of `pad`, frame t is centred on samples [t * frame_shift, (t + 1) * frame_shift).
     """
-    return np.pad(waveform, padding(len(waveform), receptive_field, frame_shift))
 
+    receptive_field: int
+    frame_shift: int
 
-def padding(samples: int, receptive_field: int, frame_shift: int) -> tuple[int, int]:
-    """How many zeros `pad` puts before and after so many samples; those before are the same for any number."""
-    frames = -(-samples // frame_shift)
-    left = (receptive_field - frame_shift) // 2
-    return left, receptive_field + (frames - 1) * frame_shift - samples - left
+    @property
+    def left(self) -> int:
+        """Zeros before a waveform, whatever its length."""
+        return (self.receptive_field - self.frame_shift) // 2
+
+    def frames(self, samples: int) -> int:
+        """How many frames so many samples, padded already, give."""
+        return (samples - self.receptive_field) // self.frame_shift + 1
+
+    def samples(self, frames: int) -> int:
+        """How many samples so many frames see together."""
+        return self.receptive_field + (frames - 1) * self.frame_shift
+
+    def padding(self, samples: int) -> tuple[int, int]:
+        """Zeros before and after so many samples, which then give ceil(samples / frame_shift) frames."""
+        return self.left, self.samples(-(-samples // self.frame_shift)) - samples - self.left
+
+    def pad(self, waveform: np.ndarray) -> np.ndarray:
+        """A waveform (N,) with its zeros around it."""
+        return np.pad(waveform, self.padding(len(waveform)))
 
 
 def check_rate(rate: float) -> None:

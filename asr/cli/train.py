@@ -163,8 +163,8 @@ def summary(
     total = sum(parameter.numel() for parameter in network.parameters())
     console.print(
         f"\n{settings.name}: {total:,} parameters, {total * 4 / 1e6:.1f} MB as float32\n"
-        f"one frame each {1000 * network.frame_shift / SAMPLE_RATE:.0f} ms; its convolutions see "
-        f"{1000 * network.receptive_field / SAMPLE_RATE:.0f} ms, the recurrent layers "
+        f"one frame each {1000 * network.geometry.frame_shift / SAMPLE_RATE:.0f} ms; its convolutions see "
+        f"{1000 * network.geometry.receptive_field / SAMPLE_RATE:.0f} ms, the recurrent layers "
         f"{'the whole utterance' if settings.network.bidirectional else 'everything before it'}",
         highlight=False,
     )

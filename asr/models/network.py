@@ -30,8 +30,7 @@ class Network:
     path:            of the ONNX file, see `asr.models.find_model`.
     threads:         of onnxruntime.
     tokens:          the vocabulary; V = len(tokens).
-    frame_shift:     samples from one frame to the next; frame_shift_s is the same in seconds.
-    receptive_field: samples that one frame's convolutions see; `left` of them lie before the frame's own.
+    geometry:        samples from one frame to the next (frame_shift_s: seconds), and those that its convolutions see.
     bidirectional:   whether it looks ahead, so that a part of a stream wants context on its right.
     can_stream:      whether it takes an utterance in parts; files of schema 1 do not.
     window:          the most frames that it hears well at once; None for networks without a pre-trained encoder, which hear
@@ -72,10 +71,8 @@ class Network:
             self.tokens = Tokens(self.card["tokens"])
         except (TokenError, TypeError) as error:
             raise ModelError(f"{path}: {error}; export the model again") from None
-        self.frame_shift: int = self.card["frame_shift"]
-        self.frame_shift_s = self.frame_shift / audio.SAMPLE_RATE
-        self.receptive_field: int = self.card["receptive_field"]
-        self.left = audio.padding(0, self.receptive_field, self.frame_shift)[0]
+        self.geometry = audio.Geometry(self.card["receptive_field"], self.card["frame_shift"])
+        self.frame_shift_s = self.geometry.frame_shift / audio.SAMPLE_RATE
         self.bidirectional = bool(self.card.get("bidirectional", True))
         shapes = {one.name: one.shape for one in self._session.get_inputs()}
         self.can_stream = "state" in shapes
@@ -98,21 +95,22 @@ class Network:
 
     def log_probs(self, waveform: np.ndarray) -> np.ndarray:
         """(T, V) float32, natural log, of a whole utterance (N,); T = ceil(N / frame_shift). raises: ModelError."""
-        return self.whole(audio.pad(waveform, self.receptive_field, self.frame_shift))
+        return self.whole(self.geometry.pad(waveform))
 
     def whole(self, samples: np.ndarray) -> np.ndarray:
         """(T, V) of all frames that samples (N,) give, N = receptive_field + (T - 1) frame_shift. raises: ModelError.
 
         What is longer than the network's window it hears in several, each with context whose frames are left to the others.
         """
-        frames = (len(samples) - self.receptive_field) // self.frame_shift + 1
+        frames = self.geometry.frames(len(samples))
         if self.window is None or frames <= self.window:
             return self.part(samples)[0]
         context = min(round(CONTEXT_S / self.frame_shift_s), (self.window - 1) // 2)
         parts = []
         for start in range(0, frames, self.window - 2 * context):
             first, end = max(0, start - context), min(frames, start + self.window - context)
-            heard = samples[first * self.frame_shift : (end - 1) * self.frame_shift + self.receptive_field]
+            at = first * self.geometry.frame_shift
+            heard = samples[at : at + self.geometry.samples(end - first)]
             parts.append(self.part(heard)[0][start - first : start - first + self.window - 2 * context])
         return np.concatenate(parts)
 
@@ -128,7 +126,7 @@ class Network:
         returns: (keep, V) float32, natural log.
         raises:  ModelError if the network cannot stream, cannot run, or gives something else.
         """
-        frames = (len(samples) - self.receptive_field) // self.frame_shift + 1 - skip
+        frames = self.geometry.frames(len(samples)) - skip
         keep = frames if keep is None else keep
         if (
             self._can_skip and np.ptp(samples) < _SILENCE

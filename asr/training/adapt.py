@@ -186,8 +186,7 @@ def _evaluate(
 ) -> tuple[list[metrics.Scored], Errors]:
     """raises: TrainingError if none of the recordings can be used."""
     model, settings, tokens, _ = checkpoint.load_model(path)
-    geometry = {"receptive_field": model.receptive_field, "frame_shift": model.frame_shift}
-    corpus = Corpus([recordings], tokens, settings, training=False, **geometry)
+    corpus = Corpus([recordings], tokens, settings, training=False, geometry=model.geometry)
     with console.status(f"measuring {path} on {recordings.name}"):
         corpus.decode()
         if not corpus.examples:

@@ -69,12 +69,11 @@ class Corpus:
         tokens: Tokens,
         settings: config.Config,
         *,
-        receptive_field: int,
-        frame_shift: int,
+        geometry: audio.Geometry,
         training: bool,
     ) -> None:
         self._settings, self._training = settings, training
-        self._padding = receptive_field, frame_shift
+        self._geometry = geometry
         self.skipped: list[Skipped] = []
         normalise = normaliser(settings.data.normaliser)
         chosen = settings.pronunciation if training else None
@@ -109,7 +108,7 @@ class Corpus:
             )
 
     def _frames(self, duration_s: float) -> int:
-        return round(duration_s * audio.SAMPLE_RATE) // self._padding[1]
+        return round(duration_s * audio.SAMPLE_RATE) // self._geometry.frame_shift
 
     def decode(self, progress: Callable[[], None] = lambda: None, rank: int = 0, processes: int = 1) -> None:
         """Have the audio decoded, for which see `asr.training.shards.decode`; what cannot be read moves to `skipped`."""
@@ -171,7 +170,7 @@ class Corpus:
         return groups
 
     def _duration_s(self, indices: Sequence[int]) -> float:
-        silence_s = self._padding[1] / audio.SAMPLE_RATE  # between two that are joined
+        silence_s = self._geometry.frame_shift / audio.SAMPLE_RATE  # between two that are joined
         return float(sum(map(self.examples.durations_s.item, indices))) + (len(indices) - 1) * silence_s
 
     def largest(self) -> Batch:
@@ -222,7 +221,7 @@ class Corpus:
     def load(self, items: Sequence[Item], epoch: int) -> Batch:
         """One batch, with the perturbations drawn for this epoch (none outside training)."""
         # A frame of silence between two that are joined, for the space between their texts.
-        silence = np.zeros(self._padding[1], np.int16)
+        silence = np.zeros(self._geometry.frame_shift, np.int16)
         rows = [
             [piece for index in item.indices for piece in (silence, self._audio.samples(index))][1:] for item in items
         ]
@@ -276,7 +275,7 @@ class Corpus:
         waveforms, lengths = augment.apply(
             waveforms, batch.lengths, batch.perturbations, recordings or augment.Recordings()
         )
-        around = [audio.padding(length, *self._padding) for length in lengths]
+        around = [self._geometry.padding(length) for length in lengths]
         padded = [left + length + right for length, (left, right) in zip(lengths, around, strict=True)]
         left = around[0][0]  # the same for all
         return nn.functional.pad(waveforms, (left, max(padded) - left - waveforms.shape[1])), padded

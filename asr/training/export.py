@@ -62,7 +62,7 @@ def export(
     with torch.no_grad():
         for parameter in model.network.output[-1].parameters():
             parameter.div_(temperature)
-    waveform = torch.zeros(1, model.receptive_field + 50 * model.frame_shift)
+    waveform = torch.zeros(1, model.geometry.samples(51))
     example: tuple[Tensor, ...] = (waveform, torch.tensor(40), model.network.first_state(1))
     names = ["waveform", "keep", "state"]
     if model.network.encoder:
@@ -102,8 +102,8 @@ def _card(model: AcousticModel, settings: config.Config, tokens: Tokens, name: s
         "name": name,
         "tokens": tokens.symbols,
         "sample_rate": audio.SAMPLE_RATE,
-        "frame_shift": model.frame_shift,
-        "receptive_field": model.receptive_field,
+        "frame_shift": model.geometry.frame_shift,
+        "receptive_field": model.geometry.receptive_field,
         "bidirectional": settings.network.bidirectional,
         **({"window_s": _WINDOW_S, "left_context_s": _LEFT_CONTEXT_S} if encoder else {}),
         "description": settings.description,
@@ -171,8 +171,8 @@ def _runs(model: AcousticModel, data: bytes) -> Iterator[tuple[int, dict[str, np
     rng = np.random.default_rng(0)
     longest = encoder.LONGEST * 2 // model.subsampling if model.network.encoder else _CHECKED_FRAMES[-1]
     for frames in (min(frames, longest) for frames in _CHECKED_FRAMES):
-        samples = rng.normal(0, _QUIET, frames * model.frame_shift).astype(np.float32)
-        waveform = audio.pad(samples, model.receptive_field, model.frame_shift)[None]
+        samples = rng.normal(0, _QUIET, frames * model.geometry.frame_shift).astype(np.float32)
+        waveform = model.geometry.pad(samples)[None]
         state = np.zeros(tuple(model.network.first_state(1).shape), np.float32)
         for keep in {frames, frames // 2 + 1}:
             inputs = {"waveform": waveform, "keep": np.array(keep), "state": state}

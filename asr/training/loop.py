@@ -326,7 +326,7 @@ class Training:
         share, *places = torch.rand(4).tolist()
         if share >= stream.share:
             return None, 0
-        shift_s = self.model.frame_shift / SAMPLE_RATE
+        shift_s = self.model.geometry.frame_shift / SAMPLE_RATE
         ranges = zip(places, (stream.chunk_s, stream.right_context_s, stream.left_context_s), strict=True)
         chunk, right, left = (round((low + place * (high - low)) / shift_s) for place, (low, high) in ranges)
         return (max(1, chunk), right), left

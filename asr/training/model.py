@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from asr.audio import SAMPLE_RATE, pad
+from asr.audio import SAMPLE_RATE, Geometry
 from asr.errors import ConfigError
 from asr.training import config, encoder, features
 
@@ -288,7 +288,7 @@ class AcousticModel(nn.Module):
     """The whole recogniser before decoding; what is exported.
 
     forward: waveform (B, N) float32 at 16 kHz -> log_probs (B, T, V).
-             N samples must be padded by `asr.audio.pad`, which makes T = ceil(N_unpadded / frame_shift).
+             N samples must be padded by `geometry.pad`, which makes T = ceil(N_unpadded / frame_shift).
     """
 
     def __init__(self, settings: config.Config, n_tokens: int) -> None:
@@ -305,17 +305,13 @@ class AcousticModel(nn.Module):
         self.subsampling = settings.network.subsampling
 
     @property
-    def frame_shift(self) -> int:
-        """Samples from one output frame to the next."""
-        return self.features.hop_length * self.subsampling
-
-    @property
-    def receptive_field(self) -> int:
-        """Samples that the convolutions see for one output frame (the recurrent layers see all)."""
+    def geometry(self) -> Geometry:
+        """Of the output frames; the receptive field is what the convolutions see (the recurrent layers see all)."""
         feature_frames = 2 ** (self.network.stages + 1) - 1  # 3x3 kernels with stride 2: 1, 3, 7, 15
         if self.network.encoder:  # hears its window; the frames from whose middle it makes one
             feature_frames = self.subsampling
-        return int(self.features.receptive_field() + (feature_frames - 1) * self.features.hop_length)
+        receptive_field = self.features.receptive_field() + (feature_frames - 1) * self.features.hop_length
+        return Geometry(receptive_field, self.features.hop_length * self.subsampling)
 
     @torch.no_grad()
     def fit(self, waveforms: list[Tensor]) -> None:
@@ -396,7 +392,7 @@ def summary(model: AcousticModel, duration_s: float = 10.0) -> list[Row]:
     training = model.training
     with torch.no_grad():
         silence = np.zeros(round(duration_s * SAMPLE_RATE), np.float32)
-        model.eval()(torch.from_numpy(pad(silence, model.receptive_field, model.frame_shift))[None])
+        model.eval()(torch.from_numpy(model.geometry.pad(silence))[None])
     model.train(training)
     for hook in hooks:
         hook.remove()

@@ -142,9 +142,8 @@ def read_corpora(
     settings: config.Config, tokens: Tokens, model: AcousticModel, run: Path | None, console: Console
 ) -> tuple[Corpus, Corpus]:
     """The training and dev corpora, decoded; what is skipped is listed in the run folder, if one is given."""
-    geometry = {"receptive_field": model.receptive_field, "frame_shift": model.frame_shift}
-    train_set = Corpus(settings.data.train, tokens, settings, training=True, **geometry)
-    dev_set = Corpus([settings.data.dev], tokens, settings, training=False, **geometry)
+    train_set = Corpus(settings.data.train, tokens, settings, training=True, geometry=model.geometry)
+    dev_set = Corpus([settings.data.dev], tokens, settings, training=False, geometry=model.geometry)
     for name, corpus in (("train", train_set), ("dev", dev_set)):
         with terminal.progress(console) as bar:
             task = bar.add_task(f"decoding {name} audio", total=len(corpus.examples))

@@ -105,10 +105,10 @@ def reach(model: AcousticModel) -> tuple[np.ndarray, np.ndarray]:
     for layer in model.network.layers:
         layer.dropout.kept = 256  # none is dropped
     for utterance in [u for u in manifest.read(HERE / "data" / "test_connected.jsonl") if u.duration_s > 3][:20]:
-        waveform = audio.pad(audio.read(utterance.audio), model.receptive_field, model.frame_shift)
+        waveform = model.geometry.pad(audio.read(utterance.audio))
         features = model.normalised_features(torch.from_numpy(waveform)[None]).requires_grad_()
         log_probs = model.network(features)[0]
-        t = round(2.5 * audio.SAMPLE_RATE / model.frame_shift)
+        t = round(2.5 * audio.SAMPLE_RATE / model.geometry.frame_shift)
         (gradient,) = torch.autograd.grad(log_probs[0, t].max(), features)
         norms = gradient[0].norm(dim=1)[: t * model.subsampling + 3].flip(0)[:frames].numpy()
         total = total + norms / norms.max()

@@ -408,7 +408,7 @@ def test_as_waveform_refuses(samples: object, rate: float, message: str) -> None
 @given(samples=st.integers(1, 5000), shift=st.integers(1, 640), extra=st.integers(0, 2000))
 def test_pad_gives_a_frame_for_each_shift(samples: int, shift: int, extra: int) -> None:
     waveform = np.ones(samples, np.float32)
-    padded = audio.pad(waveform, shift + extra, shift)
+    padded = audio.Geometry(shift + extra, shift).pad(waveform)
     frames = (len(padded) - (shift + extra)) // shift + 1
     assert frames == -(-samples // shift)
     left = extra // 2

@@ -245,7 +245,7 @@ def test_a_model_that_is_none(higher: Path, tmp_path: Path) -> None:
 def test_a_bundled_model_is_trained_on_by_its_name(higher: Path, tmp_path: Path) -> None:
     model, settings, tokens, _ = checkpoint.load_model(Path("digits"))
     samples = torch.from_numpy(audio.read(DATA / "7_jackson_0.wav"))
-    padded = audio.pad(samples.numpy(), model.receptive_field, model.frame_shift)
+    padded = model.geometry.pad(samples.numpy())
     with torch.no_grad():
         best = model(torch.from_numpy(padded)[None])[0].numpy()
     assert tokens.text(ctc.greedy(best).token_ids) == "seven"

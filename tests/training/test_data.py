@@ -18,7 +18,7 @@ from asr.training import config, data
 from asr.training.data import Batch, Corpus, Item
 
 RATE = audio.SAMPLE_RATE
-RECEPTIVE_FIELD, FRAME_SHIFT = 1360, 640
+GEOMETRY = audio.Geometry(receptive_field=1360, frame_shift=640)
 ALPHABET = " abc"
 CPU = torch.device("cpu")
 
@@ -56,8 +56,7 @@ def corpus(
         [manifest],
         Tokens.of(ALPHABET),
         settings,
-        receptive_field=RECEPTIVE_FIELD,
-        frame_shift=FRAME_SHIFT,
+        geometry=GEOMETRY,
         training=training,
     )
     if decoded:
@@ -231,7 +230,7 @@ def test_no_length_that_is_kept_gives_ctc_too_few_frames(tmp_path: Path) -> None
     for epoch in range(3):
         for item in itertools.chain(*got.plan(epoch, by_length=True)):
             batch = got.load([item], epoch)
-            frames = (got.heard(batch, CPU)[1][0] - RECEPTIVE_FIELD) // FRAME_SHIFT + 1
+            frames = GEOMETRY.frames(got.heard(batch, CPU)[1][0])
             assert frames >= min_frames(got.examples[item.index].token_ids)
 
 
@@ -254,9 +253,9 @@ def test_joined_utterances(tmp_path: Path) -> None:
         groups += [item.indices for item in items]
         for item in items:
             batch = got.load([item], epoch)
-            frames = (got.heard(batch, CPU)[1][0] - RECEPTIVE_FIELD) // FRAME_SHIFT + 1
+            frames = GEOMETRY.frames(got.heard(batch, CPU)[1][0])
             assert frames >= min_frames(batch.token_ids.tolist())
-            assert batch.seconds * item.speed <= 1.5 + 3 * FRAME_SHIFT / RATE
+            assert batch.seconds * item.speed <= 1.5 + 3 * GEOMETRY.frame_shift / RATE
     assert {len(group) for group in groups} == {1, 2, 3, 4}
     assert all(len(item.indices) == 1 for item in itertools.chain(*got.plan(0, by_length=True)))
 
@@ -267,7 +266,7 @@ def test_joined_audio_and_text(tmp_path: Path) -> None:
     got = corpus(tmp_path, rows)
     batch = got.load([Item(1, 1.0, (0,))], 0)
     assert batch.ids == ("u001 + u000",)
-    expected = np.concatenate([got.waveform(1), np.zeros(FRAME_SHIFT, np.float32), got.waveform(0)])
+    expected = np.concatenate([got.waveform(1), np.zeros(GEOMETRY.frame_shift, np.float32), got.waveform(0)])
     np.testing.assert_array_equal(unpadded(got, batch, 0, len(expected)), expected)
     tokens = Tokens.of(ALPHABET)
     assert batch.token_ids.tolist() == tokens.encode("b ab c")
@@ -287,7 +286,7 @@ def test_load_pads_each_waveform_as_it_would_be_alone(tmp_path: Path) -> None:
     waveforms, lengths = got.heard(batch, CPU)
     assert waveforms.dtype == torch.float32
     for row, length, (number, samples) in zip(waveforms, lengths, [(2, 6_400), (0, 8_000), (1, 4_960)], strict=True):
-        alone = audio.pad(noise(samples, number), RECEPTIVE_FIELD, FRAME_SHIFT)
+        alone = GEOMETRY.pad(noise(samples, number))
         assert length == len(alone)
         np.testing.assert_array_equal(row[:length].numpy(), alone)
         assert not row[length:].any()
@@ -344,8 +343,7 @@ def test_offsets_cut_a_recording(tmp_path: Path) -> None:
     row = {"audio_filepath": "long.wav", "duration": 0.25, "text": "a", "offset": 0.5}
     manifest.write_text(json.dumps(row) + "\n")
     settings = config.parse({"name": "t", "data": {"train": [manifest], "dev": manifest, "alphabet": ALPHABET}}, "t")
-    geometry = {"receptive_field": RECEPTIVE_FIELD, "frame_shift": FRAME_SHIFT}
-    got = Corpus([manifest, manifest], Tokens.of(ALPHABET), settings, training=True, **geometry)
+    got = Corpus([manifest, manifest], Tokens.of(ALPHABET), settings, training=True, geometry=GEOMETRY)
     got.decode()
     assert len(got.examples) == 2
     np.testing.assert_array_equal(got.waveform(1), noise(RATE)[8_000:12_000])
@@ -370,7 +368,7 @@ def perturbed(folder: Path, seed: int = 0, **options: Any) -> Corpus:
 
 
 def unpadded(got: Corpus, batch: Batch, row: int, samples: int) -> np.ndarray:
-    left = (RECEPTIVE_FIELD - FRAME_SHIFT) // 2
+    left = GEOMETRY.left
     return got.heard(batch, CPU, got.recordings)[0][row, left : left + samples].numpy()
 
 
@@ -409,7 +407,7 @@ def test_speed_is_the_plans(tmp_path: Path) -> None:
     batch = got.load([Item(0, 1.25)], 0)
     assert batch.seconds == pytest.approx(0.24)
     assert batch.perturbations[0].speed == 1.25
-    assert got.heard(batch, CPU)[1] == [len(audio.pad(np.zeros(3_840), RECEPTIVE_FIELD, FRAME_SHIFT))]
+    assert got.heard(batch, CPU)[1] == [len(GEOMETRY.pad(np.zeros(3_840)))]
 
 
 def test_nothing_is_perturbed_outside_training(tmp_path: Path) -> None:

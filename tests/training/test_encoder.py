@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from asr import Recognizer, audio
+from asr import Recognizer
 from asr.errors import ConfigError, ModelError
 from asr.models import onnxfile
 from asr.models.network import Network
@@ -226,14 +226,14 @@ def test_in_parts_as_a_stream_hears_it(folder: Path) -> None:
     """Training in parts is the exported stream, part by part, with left context."""
     model, _ = model_of(folder)
     part, context, left, frames = 7, 3, 5, 20
-    waveform = torch.randn(1, model.receptive_field + (frames - 1) * model.frame_shift) * 0.1
+    waveform = torch.randn(1, model.geometry.samples(frames)) * 0.1
     with torch.no_grad():
         expected, _, _ = model.network(model.normalised_features(waveform), [frames * 4], (part, context), left)
         state, got = model.network.first_state(1), []
         for start in range(0, frames, part):
             skip, keep = min(start, left), min(part, frames - start)
             end = min(frames, start + part + context)
-            samples = waveform[:, (start - skip) * 640 : (end - 1) * 640 + model.receptive_field]
+            samples = waveform[:, (start - skip) * 640 : (end - 1) * 640 + model.geometry.receptive_field]
             log_probs, state = model.stream(samples, torch.tensor(keep), state, skip)
             got.append(log_probs[:, :keep])
     torch.testing.assert_close(torch.cat(got, dim=1), expected, atol=1e-4, rtol=0)
@@ -308,7 +308,7 @@ def test_exports(exported: tuple[AcousticModel, Path]) -> None:
     assert recognizer.card["schema"] == 4
     assert recognizer.card["config"]["network"]["encoder"] == "small"
     waveform = np.random.default_rng(0).normal(0, 0.1, 12345).astype(np.float32)
-    padded = audio.pad(waveform, model.receptive_field, model.frame_shift)
+    padded = model.geometry.pad(waveform)
     with torch.no_grad():
         expected = model(torch.from_numpy(padded)[None])[0].numpy()
     np.testing.assert_allclose(recognizer.log_probs(waveform), expected, atol=1e-3)
@@ -320,10 +320,12 @@ def test_hears_nothing_in_nothing(exported: tuple[AcousticModel, Path]) -> None:
     noise = np.random.default_rng(0).normal(0, 1, 16000).astype(np.float32)
     for silence in (np.zeros(16000, np.float32), 1e-6 * noise, np.zeros(40 * 16000, np.float32)):
         log_probs = network.log_probs(silence)
-        assert len(log_probs) == -(-len(silence) // network.frame_shift)
+        assert len(log_probs) == -(-len(silence) // network.geometry.frame_shift)
         assert (log_probs.argmax(axis=1) == 0).all()
         np.testing.assert_allclose(np.exp(log_probs).sum(axis=1), 1, atol=1e-6)
-    before, state = network.part(np.zeros(network.receptive_field, np.float32), state=network.first_state() + 1)
+    before, state = network.part(
+        np.zeros(network.geometry.receptive_field, np.float32), state=network.first_state() + 1
+    )
     assert before.shape == (1, len(network.tokens))
     assert (state == 1).all()  # as if it had not been there
     assert not (network.log_probs(noise * 1e-4).max(axis=1) == 0).any()  # a quiet room is heard
@@ -351,11 +353,11 @@ def test_long_recordings_are_heard_in_windows(exported: tuple[AcousticModel, Pat
     samples = np.random.default_rng(0).normal(0, 0.1, 40 * 16000).astype(np.float32)
     whole = network.log_probs(samples)
     assert whole.shape == (1000, 5)
-    context, shift = 50, network.frame_shift
+    context, shift = 50, network.geometry.frame_shift
     second = 375 - 2 * context  # the first frame of the second window's own
-    padded = audio.pad(samples, network.receptive_field, shift)
+    padded = network.geometry.pad(samples)
     first = second - context
-    window = padded[first * shift : (first + 375 - 1) * shift + network.receptive_field]
+    window = padded[first * shift : first * shift + network.geometry.samples(375)]
     alone = network.part(window)[0]
     np.testing.assert_allclose(whole[second : second + 275], alone[context : context + 275], atol=1e-5)
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from asr import Recognizer, audio
+from asr import Recognizer
 from asr.errors import CheckpointError, OutputError, TrainingError
 from asr.models import onnxfile
 from asr.training import checkpoint, config, export
@@ -56,7 +56,7 @@ def test_parity_at_every_length(tmp_path: Path, cell: str, bidirectional: bool) 
     rng = np.random.default_rng(0)
     for count in (1, 2 * 640, 50 * 640, 51 * 640, 1000 * 640, 12345):
         waveform = rng.normal(0, 0.1, count).astype(np.float32)
-        padded = audio.pad(waveform, model.receptive_field, model.frame_shift)
+        padded = model.geometry.pad(waveform)
         with torch.no_grad():
             expected = model(torch.from_numpy(padded)[None])[0].numpy()
         np.testing.assert_allclose(recognizer.log_probs(waveform), expected, atol=1e-4)
@@ -174,8 +174,8 @@ def test_a_network_that_amplifies_rounding_is_no_fault_of_the_graph(tmp_path: Pa
                 parameter.mul_(4.0)  # chaotic
     checkpoint.save(path, model.state_dict(), {"config": config.to_dict(settings)})
     model = checkpoint.load_model(path)[0]
-    samples = np.random.default_rng(0).normal(0, 0.003, 3000 * model.frame_shift).astype(np.float32)
-    waveform = torch.from_numpy(audio.pad(samples, model.receptive_field, model.frame_shift))[None]
+    samples = np.random.default_rng(0).normal(0, 0.003, 3000 * model.geometry.frame_shift).astype(np.float32)
+    waveform = torch.from_numpy(model.geometry.pad(samples))[None]
     with torch.no_grad():
         difference = model(waveform) - model.double()(waveform.double())
     assert difference.abs().max() > 1e-3

@@ -84,7 +84,7 @@ def test_summary_counts_every_parameter_once(norm: str, subsampling: int) -> Non
     rows = model.summary(net, 1.01)
     assert sum(row.parameters for row in rows) == n_parameters(net)
     assert net.training
-    frames = math.ceil(1.01 * audio.SAMPLE_RATE / net.frame_shift)
+    frames = math.ceil(1.01 * audio.SAMPLE_RATE / net.geometry.frame_shift)
     shapes = {row.name: row.shape for row in rows}
     assert shapes["output"] == (frames, N_TOKENS)
     assert [shapes[f"layers.{i}"] for i in range(3)] == [(frames, 5)] * 3
@@ -248,12 +248,12 @@ def test_receptive_field_and_frame_shift_are_true(subsampling: int, features: di
     net = acoustic_model(options, features=features).eval()
     rng = np.random.default_rng(0)
     frames, t = 12, 5
-    samples = net.receptive_field + (frames - 1) * net.frame_shift
+    samples = net.geometry.samples(frames)
     waveform = torch.from_numpy(rng.normal(0, 0.1, (1, samples)).astype(np.float32))
     plain = net(waveform)
     assert plain.shape[1] == frames
     assert net(waveform[:, :-1]).shape[1] == frames - 1
-    end = t * net.frame_shift + net.receptive_field
+    end = net.geometry.samples(t + 1)
     later = waveform.clone()
     later[:, end:] += 1.0
     assert torch.equal(net(later)[:, : t + 1], plain[:, : t + 1])
@@ -262,7 +262,7 @@ def test_receptive_field_and_frame_shift_are_true(subsampling: int, features: di
     assert torch.equal(net(inside)[:, :t], plain[:, :t])
     assert not torch.allclose(net(inside)[:, t], plain[:, t])
     # With the recurrent state cut off, frame t begins where the docstring says too.
-    first = t * net.frame_shift
+    first = t * net.geometry.frame_shift
     cut = net(waveform[:, first:end])
     earlier = waveform[:, first:end].clone()
     earlier[:, :40] += 30.0
@@ -277,12 +277,12 @@ NETS = [
 ]
 
 
-@pytest.mark.parametrize("net", NETS, ids=lambda net: f"{net.frame_shift}-{net.features.size}")
+@pytest.mark.parametrize("net", NETS, ids=lambda net: f"{net.geometry.frame_shift}-{net.features.size}")
 @settings(max_examples=30, deadline=None)
 @given(samples=st.integers(1, 6000))
 def test_padding_gives_the_promised_frames(net: AcousticModel, samples: int) -> None:
-    padded = audio.pad(np.zeros(samples, np.float32), net.receptive_field, net.frame_shift)
-    expected = math.ceil(samples / net.frame_shift)
+    padded = net.geometry.pad(np.zeros(samples, np.float32))
+    expected = math.ceil(samples / net.geometry.frame_shift)
     assert net.network.output_frames(net.features.frames(len(padded))) == expected
     with torch.no_grad():
         assert net(torch.from_numpy(padded)[None]).shape == (1, expected, N_TOKENS)

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from test_loop import TINY, assert_same_training, make_corpus, merge, train, written
 
+from asr.audio import Geometry
 from asr.errors import ConfigError
 from asr.text import english
 from asr.tokens import Tokens
@@ -164,7 +165,7 @@ def test_a_killed_training_with_sounds_ends_the_same(
 def test_joined_utterances_have_the_sounds_of_all_or_none(tmp_path: Path, dictionary: Path) -> None:
     tokens = Tokens.of(" abc")
     settings = settings_of(tmp_path, dictionary)
-    corpus = Corpus(settings.data.train, tokens, settings, receptive_field=400, frame_shift=320, training=True)
+    corpus = Corpus(settings.data.train, tokens, settings, geometry=Geometry(400, 320), training=True)
     corpus.decode()
     numbers = {example.text: number for number, example in enumerate(corpus.examples)}
     both = Item(numbers["ab"], joined=(numbers["cab"],))

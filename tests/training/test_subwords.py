@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from asr import Recognizer
+from asr.audio import Geometry
 from asr.errors import CheckpointError, ConfigError, ModelError
 from asr.manifest import Utterance, write
 from asr.models.network import Network
@@ -217,7 +218,7 @@ def test_checkpoints_without_a_vocabulary_are_of_characters(chosen: config.Confi
 
 def test_joined_utterances_are_parted_by_the_space_of_the_next_piece(chosen: config.Config) -> None:
     tokens = subwords.of_settings(chosen.data)
-    corpus = Corpus(chosen.data.train, tokens, chosen, receptive_field=1000, frame_shift=640, training=True)
+    corpus = Corpus(chosen.data.train, tokens, chosen, geometry=Geometry(1000, 640), training=True)
     joined = corpus._joined_ids(corpus.examples[:3])
     assert tokens.decode(joined) == " ab cab cab ab"
 

@@ -189,7 +189,7 @@ def _recognise(
 def _log_probs(known: _Run, waveform: np.ndarray) -> np.ndarray:
     """(N,) -> (T, V)"""
     model = known.model
-    padded = torch.from_numpy(audio.pad(waveform, model.receptive_field, model.frame_shift))
+    padded = torch.from_numpy(model.geometry.pad(waveform))
     log_probs: np.ndarray = model(padded[None].to(model.mean.device))[0].cpu().numpy()
     return log_probs
 
@@ -199,13 +199,14 @@ def _facts(run: Path, known: _Run, path: Path, report: metrics.Report | None) ->
     settings, summary, epochs = known.settings, known.summary, known.epochs
     features, network, top = settings.features, settings.network, best(epochs)
     columns = f"{features.n_mfcc} coefficients" if features.kind == "mfcc" else f"{features.n_mels} bands"
+    shift_ms = 1000 * known.model.geometry.frame_shift / SAMPLE_RATE
     minutes = summary.get("minutes", sum(row.get("seconds", 0) for row in epochs) / 60)
     hours = summary.get("train_hours", epochs[-1].get("audio_hours"))
     facts: dict[str, object] = {
         "run": run,
         "trained on": settings.description,
         "licence": settings.licence,
-        "features": f"{features.kind}, {columns}, one frame in {1000 * known.model.frame_shift / SAMPLE_RATE:.0f} ms",
+        "features": f"{features.kind}, {columns}, one frame in {shift_ms:.0f} ms",
         "network": f"{network.layers} x {network.hidden} {network.cell}, "
         + ("both directions" if network.bidirectional else "one direction"),
         "parameters": f"{sum(parameter.numel() for parameter in known.model.parameters()):,}",
@@ -291,7 +292,7 @@ def _worst(
                 "sound": pictures.mp3(shown),
                 "columns": [tuple(map(str.strip, column)) for column in aligned.columns],
                 "picture": pictures.posteriors(
-                    shown, log_probs, known.tokens, one.reference, known.model.frame_shift, title
+                    shown, log_probs, known.tokens, one.reference, known.model.geometry.frame_shift, title
                 ),
             }
 
