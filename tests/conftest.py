@@ -10,11 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 DATA = Path(__file__).parent / "data"
 # A shell starts what runs in its background with Ctrl-C ignored, and all that those start: tests send it to processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long an example takes says something of the machine alone.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -96,7 +96,7 @@ def test_errors_add_up() -> None:
     assert Errors(1, 2, 3, 4).total == 9
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4))
 def test_counts_agree_with_the_textbook_recursion(pairs: list[tuple[str, str]]) -> None:
     references, hypotheses = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -109,7 +109,7 @@ def test_counts_agree_with_the_textbook_recursion(pairs: list[tuple[str, str]]) 
         assert errors.hits + errors.substitutions + errors.insertions == sum(length for _, length in lengths)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(TEXTS, TEXTS, st.sampled_from([None, "s1", "s2"])), min_size=1, max_size=6))
 def test_report_is_consistent_for_any_text(rows: list[tuple[str, str, str | None]]) -> None:
     scored = [Scored(str(index), *row) for index, row in enumerate(rows)]

@@ -56,7 +56,7 @@ def test_digits_are_read_as_they_come() -> None:
 
 
 @given(cuts=st.lists(st.integers(0, 150_000), max_size=12), step=st.sampled_from([0, 160, 1111, 30_000]))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_any_feed_sizes_give_the_same_events(cuts: list[int], step: int) -> None:
     for rules in (Endpointing(), EAGER):
         whole = expected(rules)

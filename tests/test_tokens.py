@@ -2,7 +2,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asr.tokens import BLANK, BLANK_SYMBOL, TokenError, Tokens, min_frames
@@ -12,7 +12,6 @@ TOKENS = Tokens.of(ALPHABET)
 
 
 @given(st.text(ALPHABET))
-@settings(deadline=None)
 def test_decode_undoes_encode(text: str) -> None:
     assert TOKENS.decode(TOKENS.encode(text)) == text
 
@@ -74,7 +73,6 @@ def test_subwords_are_merged_in_their_order() -> None:
 
 
 @given(st.text(" abc", min_size=1))
-@settings(deadline=None)
 def test_subwords_decode_to_the_text_after_a_space(text: str) -> None:
     assert SUBWORDS.decode(SUBWORDS.encode(text)) == " " + text
 

@@ -295,7 +295,7 @@ def test_real_recordings(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(block_s=st.floats(0.0005, 6.0))
 def test_blocks_joined_are_the_whole(name: str, block_s: float) -> None:
     pieces = list(audio.blocks(DATA / name, block_s=block_s))
@@ -315,7 +315,7 @@ def test_blocks_of_a_file_longer_than_a_piece(tmp_path: Path, suffix: str) -> No
         np.testing.assert_array_equal(np.concatenate(list(audio.blocks(path, block_s=block_s))), whole)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rate=st.sampled_from([8000, 11_025, 22_050, 44_100, 48_000, 192_000]), samples=st.integers(20, 150_000))
 def test_resampled_in_pieces_as_in_one(tmp_path_factory: pytest.TempPathFactory, rate: int, samples: int) -> None:
     path = tmp_path_factory.mktemp("audio") / "a.wav"
@@ -606,7 +606,7 @@ def test_pipe_and_file_give_the_same(tmp_path: Path, subtype: str, format: str) 
     np.testing.assert_allclose(waveform, audio.read(path), atol=1e-7)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     most=st.integers(1, 3000),
     block_s=st.floats(0.001, 2.0),

@@ -131,7 +131,7 @@ def test_sum_beats_the_best_path() -> None:
     seed=st.integers(0, 1000),
     spare=st.sampled_from([0, 5, 1024]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_chunking_gives_exactly_the_same(cuts: list[int], beam: int, seed: int, spare: int) -> None:
     log_probs = random_log_probs(60, 3, seed, scale=1.0)
     with pytest.MonkeyPatch.context() as patch:
@@ -234,7 +234,7 @@ def test_scorers_add_to_the_sum_over_all_alignments(seed: int, forbid: float) ->
 
 
 @given(cuts=st.lists(st.integers(0, 60), max_size=8), beam=st.integers(1, 12), seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_chunking_gives_exactly_the_same_with_scorers(cuts: list[int], beam: int, seed: int) -> None:
     log_probs = random_log_probs(60, 4, seed, scale=3.0)
     options = {"token_floor": -5.0, "score_range": 8.0}

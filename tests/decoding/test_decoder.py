@@ -185,7 +185,7 @@ def test_how_little_it_takes_is_per_letter() -> None:
 
 
 @given(seed=st.integers(0, 10_000), beam=st.integers(1, 12), n_best=st.integers(1, 15))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_n_best_texts_differ_and_descend(seed: int, beam: int, n_best: int) -> None:
     decoder = Decoder(TOKENS, beam=beam)
     found = decoder(random_log_probs(seed))

@@ -49,7 +49,7 @@ DECODINGS = st.builds(Decoding, st.floats(0.1, 2), st.floats(-2, 2), st.one_of(s
 
 
 @given(text=TEXTS, decoding=DECODINGS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_text_gets_what_the_word_model_gives_it(text: str, decoding: Decoding) -> None:
     with np.errstate(invalid="ignore"):  # what comes after a forbidden word is never asked
         found = gain(WordScorer(MODEL, TOKENS, decoding), text)
@@ -68,7 +68,7 @@ def test_extra_words_need_not_be_in_the_vocabulary() -> None:
 
 
 @given(text=TEXTS, weight=st.floats(0.1, 2), bonus=st.floats(-1, 1))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_text_gets_what_the_character_model_gives_it(text: str, weight: float, bonus: float) -> None:
     scorer = fusion.scorer(CHARACTERS, TOKENS, Decoding(weight, bonus))
     assert isinstance(scorer, CharacterScorer)

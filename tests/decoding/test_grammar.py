@@ -69,7 +69,7 @@ expressions = st.recursive(leaves, grown, max_leaves=6)
 
 
 @given(expressions)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_accepts_what_the_regular_expression_does(expression: Thrice) -> None:
     # A sentence of its own, lest there be none at all.
     ours, written, regular = (
@@ -115,7 +115,7 @@ def assert_lively(found: Grammar, tokens: Tokens) -> None:
         st.lists(st.text("ab", min_size=1, max_size=2), min_size=1, max_size=3).map(" ".join), min_size=1, max_size=6
     )
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_list_accepts_its_sentences(listed: list[str]) -> None:
     found = Grammar.parse("\n".join(listed), squeeze, SMALL)
     assert {text for text in TEXTS if accepts(found, SMALL, text)} == {text for text in listed if len(text) < 7}

@@ -51,7 +51,7 @@ small_phrases = st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_
     phrases=st.dictionaries(small_phrases, st.integers(-20, 20).map(float), max_size=6),
     texts=st.lists(st.text("ab ", max_size=25), min_size=1, max_size=5),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_text_gains_the_weights_of_the_phrases_in_it(phrases: dict[str, float], texts: list[str]) -> None:
     hotwords = HotWords(phrases, SMALL)
     for text in [*texts, *phrases, " ".join(phrases)]:

@@ -55,7 +55,7 @@ def random_log_probs(seed: int, frames: int, scale: float = 1.0) -> np.ndarray:
 
 @pytest.mark.parametrize("name", SCORERS)
 @given(pieces=IDS, others=st.lists(IDS, max_size=3))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_pieces_gain_what_their_characters_gain(name: str, pieces: list[int], others: list[list[int]]) -> None:
     """Beside other prefixes and among all tokens, as the search asks."""
     scorer = SubwordScorer(SCORERS[name], TOKENS)

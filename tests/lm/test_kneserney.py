@@ -217,7 +217,7 @@ def test_the_formulas_are_reached() -> None:
     order=st.integers(1, 4),
     prune=st.lists(st.integers(0, 3), max_size=3).map(sorted),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_small_text(lines: list[str], order: int, prune: list[int]) -> None:
     lines.append("a b")
     model = kneserney.train(lines, order=order, prune=[0, *prune][:order])

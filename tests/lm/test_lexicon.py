@@ -14,7 +14,7 @@ from asr.lm.model import NgramModel
 
 
 @given(words=st.sets(st.text("abcé\u4e2d", min_size=1, max_size=6), min_size=1, max_size=40), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_tree_spells_every_word_and_knows_the_best_to_come(words: set[str], seed: int) -> None:
     rng = np.random.default_rng(seed)
     vocabulary = rng.permutation(sorted(words)).tolist()

@@ -189,7 +189,7 @@ def test_probabilities_sum_to_one_after_every_context() -> None:
     np.testing.assert_allclose(np.exp(log_probs).reshape(len(states), -1).sum(axis=1), 1.0, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), order=st.integers(1, 5), n_words=st.integers(3, 8), per_level=st.integers(1, 60))
 def test_score_equals_the_slow_definition(seed: int, order: int, n_words: int, per_level: int) -> None:
     rng = np.random.default_rng(seed)
@@ -559,7 +559,7 @@ def test_files_of_version_1(tmp_path: Path) -> None:
     assert (tmp_path / "model.lm").read_bytes() == (tmp_path / "new.lm").read_bytes()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_any_damaged_byte_is_refused_or_harmless(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("lm") / "model.lm"

@@ -171,7 +171,7 @@ TEXTS = st.text(max_size=300)
     before=st.lists(st.tuples(TEXTS, TEXTS), max_size=4),
     changes=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_metadata_is_changed_and_nothing_else(before: list[tuple[str, str]], changes: list[tuple[str, str]]) -> None:
     """What the onnx library reads of it. A key that stands twice is written once; the new one stands last."""
     tensor = TensorProto(dims=[200], data_type=3, raw_data=bytes(200))

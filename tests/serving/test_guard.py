@@ -273,7 +273,7 @@ def test_broken_forms(strict: Server, body: bytes) -> None:
     assert strict.is_well()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 400), cut=st.integers(0, 40), new=st.binary(max_size=40))
 def test_forms_with_a_hole(strict: Server, at: int, cut: int, new: bytes) -> None:
     body, _ = listening.form([("model", "digits"), ("language", "en"), ("file", ("a.wav", b"RIFF" * 40))])

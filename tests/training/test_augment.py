@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import librosa
 import numpy as np
@@ -445,34 +446,29 @@ def longest_run(line: np.ndarray) -> int:
     return int((edges[1::2] - edges[::2]).max(initial=0))
 
 
-def test_frequency_mask() -> None:
-    mask = masked(config.SpecAugment(freq_masks=1, freq_width=8, time_masks=0))
-    rows: np.ndarray = np.any(mask, axis=1)  # (B, F)
-    assert (mask == rows[:, None, :]).all()  # whole rows
-    widths = rows.sum(axis=1)
-    assert all(longest_run(line) == width for line, width in zip(rows, widths, strict=True))
-    assert 6 <= widths.max() <= 8
+@pytest.mark.parametrize(
+    ("options", "axis", "least", "most"),
+    [
+        ({"freq_masks": 1, "freq_width": 8, "time_masks": 0}, 1, 6, 8),
+        ({"freq_masks": 0, "time_masks": 1, "time_width": 12, "time_share": 1.0}, 2, 9, 12),
+    ],
+    ids=["frequency", "time"],
+)
+def test_a_mask(options: dict[str, Any], axis: int, least: int, most: int) -> None:
+    mask = masked(config.SpecAugment(**options))
+    lines: np.ndarray = np.any(mask, axis=axis)  # (B, F) or (B, T)
+    assert (mask == np.expand_dims(lines, axis)).all()  # whole rows or frames
+    widths = lines.sum(axis=1)
+    assert all(longest_run(line) == width for line, width in zip(lines, widths, strict=True))
+    assert least <= widths.max() <= most
     assert len(set(widths)) > 3
-    assert len({line.tobytes() for line in rows}) > 32  # each utterance its own
-    assert rows.any(axis=0).mean() > 0.9  # anywhere
-
-
-def test_time_mask() -> None:
-    mask = masked(config.SpecAugment(freq_masks=0, time_masks=1, time_width=12, time_share=1.0))
-    frames: np.ndarray = np.any(mask, axis=2)  # (B, T)
-    assert (mask == frames[:, :, None]).all()
-    widths = frames.sum(axis=1)
-    assert all(longest_run(line) == width for line, width in zip(frames, widths, strict=True))
-    assert 9 <= widths.max() <= 12
-    assert len({line.tobytes() for line in frames}) > 32
-    assert frames.any(axis=0).mean() > 0.9
+    assert len({line.tobytes() for line in lines}) > 32  # each utterance its own
+    assert lines.any(axis=0).mean() > 0.9  # anywhere
 
 
 def test_time_masks_cover_at_most_their_share() -> None:
-    widths = (
-        masked(config.SpecAugment(freq_masks=0, time_masks=1, time_width=90, time_share=0.1)).any(axis=2).sum(axis=1)
-    )
-    assert 7 <= widths.max() <= 10
+    mask = masked(config.SpecAugment(freq_masks=0, time_masks=1, time_width=90, time_share=0.1))
+    assert 7 <= mask.any(axis=2).sum(axis=1).max() <= 10
 
 
 def test_number_of_masks() -> None:

@@ -38,6 +38,10 @@ from asr.training.updates import batches_of_updates
 TONES_HZ = {"a": 400, "b": 1100, "c": 2600}
 TEXTS = ["a", "b", "c", "ab", "bc", "ca", "abc", "cab", "bca", "acb", "cba", "bac", "aba", "bcb", "cac", "babc"]
 QUIET = Console(quiet=True)
+Settings = Callable[..., config.Config]  # TINY with changes
+Finished = tuple[Path, config.Config]  # a run folder, and its settings
+Together = tuple[Path, Path, config.Config]
+Script = Callable[..., None]
 
 
 def say(text: str, seed: int) -> np.ndarray:
@@ -100,7 +104,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def settings(corpus: dict[str, str]) -> Callable[..., config.Config]:
+def settings(corpus: dict[str, str]) -> Settings:
     def of(**changes: Any) -> config.Config:
         paths = {"data__train": [corpus["train"]], "data__dev": corpus["dev"]}
         return config.parse(merge(TINY, paths | changes), "test")
@@ -148,7 +152,7 @@ def assert_same_training(run: Path, reference: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, corpus: dict[str, str]) -> tuple[Path, config.Config]:
+def finished(tmp_path_factory: pytest.TempPathFactory, corpus: dict[str, str]) -> Finished:
     """A training that nothing interrupted. 3 epochs of 4 steps."""
     run = tmp_path_factory.mktemp("runs") / "finished"
     tree = merge(TINY, {"data__train": [corpus["train"]], "data__dev": corpus["dev"], "checkpoint_minutes": 0})
@@ -168,11 +172,7 @@ ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA
     ("device", "precision"), [("cpu", "32-true"), pytest.param("cuda", "bf16-mixed", marks=ON_CUDA)]
 )
 def test_it_learns_four_utterances_by_heart(
-    tmp_path: Path,
-    settings: Callable[..., config.Config],
-    device: str,
-    precision: str,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, settings: Settings, device: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From audio to an exported file, with a stop in the middle."""
     texts = ["ab", "bca", "c", "acb"]
@@ -208,7 +208,7 @@ def test_it_learns_four_utterances_by_heart(
     assert [recognizer.transcribe(utterance.audio).text for utterance in read_manifest(path)] == texts
 
 
-def test_loss_falls_with_augmentation_and_ema(finished: tuple[Path, config.Config]) -> None:
+def test_loss_falls_with_augmentation_and_ema(finished: Finished) -> None:
     losses = [row["train_loss"] for row in epochs_of(finished[0])]
     assert losses[-1] < 0.8 * losses[0]
     assert all(map(math.isfinite, losses))
@@ -217,7 +217,7 @@ def test_loss_falls_with_augmentation_and_ema(finished: tuple[Path, config.Confi
 # --- the run folder ---
 
 
-def test_run_folder(finished: tuple[Path, config.Config]) -> None:
+def test_run_folder(finished: Finished) -> None:
     run, chosen = finished
     names = {file.name for file in run.iterdir()}
     kept = {name for name in names if name.startswith("epoch-")}
@@ -254,7 +254,7 @@ def _numbers(tree: Any) -> list[float]:
     return [tree] if isinstance(tree, int | float) else []
 
 
-def test_log(finished: tuple[Path, config.Config]) -> None:
+def test_log(finished: Finished) -> None:
     rows = read_log(finished[0])
     steps, epochs = [row for row in rows if "layers" in row], [row for row in rows if "dev_loss" in row]
     assert [row["step"] for row in steps] == [0, loop.LOG_EVERY]
@@ -267,7 +267,7 @@ def test_log(finished: tuple[Path, config.Config]) -> None:
         assert math.hypot(*row["layers"].values()) == pytest.approx(row["gradient_norm"], rel=1e-4)
 
 
-def test_tensorboard(finished: tuple[Path, config.Config]) -> None:
+def test_tensorboard(finished: Finished) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(finished[0] / "tensorboard")).Reload()
@@ -301,7 +301,7 @@ KILLS = [
 
 @pytest.mark.usefixtures("no_plots")
 def test_killed_at_any_write_it_ends_the_same(
-    tmp_path: Path, finished: tuple[Path, config.Config], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference, chosen = finished
     real = checkpoint.save
@@ -362,7 +362,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.002)
 
 
-def test_kill_and_ctrl_c_of_a_process(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+def test_kill_and_ctrl_c_of_a_process(tmp_path: Path, settings: Settings) -> None:
     # Steps enough that a signal finds the training at work.
     chosen = settings(epochs=8, checkpoint_minutes=0, average__kind="last")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict(chosen)))
@@ -418,9 +418,7 @@ def test_signals_do_not_spoil_memory() -> None:
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_init_copies_what_fits_and_lists_the_rest(
-    tmp_path: Path, finished: tuple[Path, config.Config], no_plots: None
-) -> None:
+def test_init_copies_what_fits_and_lists_the_rest(tmp_path: Path, finished: Finished, no_plots: None) -> None:
     run, chosen = finished
     console = Console(file=io.StringIO(), width=400)
     still = config.parse(config.to_dict(chosen) | {"init": str(run), "epochs": 1, "optimiser": {"lr": 1e-12}}, "test")
@@ -441,7 +439,7 @@ def test_init_copies_what_fits_and_lists_the_rest(
 
 
 def test_resuming_a_finished_training_changes_nothing(
-    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen, run = settings(epochs=1), tmp_path / "run"
     first = train(chosen, run)
@@ -452,7 +450,7 @@ def test_resuming_a_finished_training_changes_nothing(
     assert before == after
 
 
-def test_lost_log_does_not_stop_a_resumed_training(tmp_path: Path, finished: tuple[Path, config.Config]) -> None:
+def test_lost_log_does_not_stop_a_resumed_training(tmp_path: Path, finished: Finished) -> None:
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "log.jsonl").unlink()
     assert train(finished[1], tmp_path / "run", resume=True).finished
@@ -460,7 +458,7 @@ def test_lost_log_does_not_stop_a_resumed_training(tmp_path: Path, finished: tup
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_resume_without_a_checkpoint_starts_and_says_so(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+def test_resume_without_a_checkpoint_starts_and_says_so(tmp_path: Path, settings: Settings) -> None:
     with (tmp_path / "said").open("w") as file:
         outcome = train(settings(epochs=1), tmp_path / "run", resume=True, console=Console(file=file, width=40))
     assert outcome.finished
@@ -485,12 +483,7 @@ NETWORKS = [
 @pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize(("cell", "directions", "norm", "precision"), NETWORKS)
 def test_every_network_trains(
-    tmp_path: Path,
-    settings: Callable[..., config.Config],
-    cell: str,
-    directions: int,
-    norm: str,
-    precision: str,
+    tmp_path: Path, settings: Settings, cell: str, directions: int, norm: str, precision: str
 ) -> None:
     chosen = settings(
         epochs=1,
@@ -555,7 +548,7 @@ def test_rates_rise_and_then_never_rise_again(schedule: str) -> None:
     assert max(rates) == pytest.approx(1.0)
 
 
-def test_rates_in_the_log_are_the_schedules(finished: tuple[Path, config.Config]) -> None:
+def test_rates_in_the_log_are_the_schedules(finished: Finished) -> None:
     run, chosen = finished
     for row in (row for row in read_log(run) if "lr" in row):
         assert row["lr"] == pytest.approx(0.01 * rate(chosen.optimiser, row["step"] / 12))
@@ -565,7 +558,7 @@ def test_rates_in_the_log_are_the_schedules(finished: tuple[Path, config.Config]
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, no_plots: None) -> Callable[..., None]:
+def script(monkeypatch: pytest.MonkeyPatch, no_plots: None) -> Script:
     """Make the evaluations give these dev losses and character error rates, the last one for ever."""
 
     def follow(losses: Sequence[float] = (1.0,), cers: Sequence[float] = (1.0,)) -> None:
@@ -582,9 +575,7 @@ def script(monkeypatch: pytest.MonkeyPatch, no_plots: None) -> Callable[..., Non
     return follow
 
 
-def test_plateau_halves_the_rate_when_the_dev_loss_stalls(
-    tmp_path: Path, settings: Callable[..., config.Config], script: Callable[..., None]
-) -> None:
+def test_plateau_halves_the_rate_when_the_dev_loss_stalls(tmp_path: Path, settings: Settings, script: Script) -> None:
     script(losses=[3.0, 2.0, 2.0, 2.5, 2.1, 2.2, 1.0, 1.1])
     optimiser = {"optimiser__schedule": "plateau", "optimiser__plateau_patience": 1, "optimiser__warmup": 0}
     chosen = settings(epochs=8, batch__max_utterances=16, batch__seconds=1000, **optimiser)
@@ -594,16 +585,14 @@ def test_plateau_halves_the_rate_when_the_dev_loss_stalls(
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
-def test_other_schedules_do_not_halve(
-    tmp_path: Path, settings: Callable[..., config.Config], script: Callable[..., None], schedule: str
-) -> None:
+def test_other_schedules_do_not_halve(tmp_path: Path, settings: Settings, script: Script, schedule: str) -> None:
     script(losses=[1.0, 2.0])
     train(settings(epochs=4, optimiser__schedule=schedule, optimiser__plateau_patience=0), tmp_path / "run")
     assert {row["lr_scale"] for row in epochs_of(tmp_path / "run")} == {1.0}
 
 
 def test_halved_rate_is_used(
-    tmp_path: Path, settings: Callable[..., config.Config], script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: Settings, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     script(losses=[1.0, 2.0])
@@ -614,13 +603,7 @@ def test_halved_rate_is_used(
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 4), (2, 7), (None, 9)])
-def test_early_stopping(
-    tmp_path: Path,
-    settings: Callable[..., config.Config],
-    script: Callable[..., None],
-    patience: int | None,
-    epochs: int,
-) -> None:
+def test_early_stopping(tmp_path: Path, settings: Settings, script: Script, patience: int | None, epochs: int) -> None:
     script(cers=[0.9, 0.8, 0.7, 0.7, 0.6, 0.6, 0.65, 0.1, 0.1])
     train(settings(epochs=9, patience=patience, batch__max_utterances=16), tmp_path / "run")
     assert len(epochs_of(tmp_path / "run")) == epochs
@@ -639,11 +622,7 @@ CERS = [0.5, 0.3, 0.6, 0.2, 0.4, 0.45]
     ],
 )
 def test_epoch_files_that_are_kept(
-    tmp_path: Path,
-    settings: Callable[..., config.Config],
-    script: Callable[..., None],
-    average: dict[str, Any] | None,
-    kept: list[int],
+    tmp_path: Path, settings: Settings, script: Script, average: dict[str, Any] | None, kept: list[int]
 ) -> None:
     script(cers=CERS)
     train(settings(epochs=6, average=average, batch__max_utterances=16), tmp_path / "run")
@@ -651,9 +630,7 @@ def test_epoch_files_that_are_kept(
     assert files == [f"epoch-{number:04d}.safetensors" for number in kept]
 
 
-def test_the_last_epoch_can_be_the_model_whatever_dev_says(
-    tmp_path: Path, settings: Callable[..., config.Config], script: Callable[..., None]
-) -> None:
+def test_the_last_epoch_can_be_the_model_whatever_dev_says(tmp_path: Path, settings: Settings, script: Script) -> None:
     script(cers=[0.2, 0.5, 0.6])
     assert train(settings(epochs=3, select="last"), tmp_path / "run").cer == 0.6
     assert checkpoint.load_model(tmp_path / "run")[3]["training"]["weights"] == "last epoch"
@@ -662,11 +639,7 @@ def test_the_last_epoch_can_be_the_model_whatever_dev_says(
 
 @pytest.mark.parametrize(("of_average", "chosen_weights"), [(0.1, "average of 2 epochs"), (0.2, "best epoch")])
 def test_average_is_kept_only_if_better(
-    tmp_path: Path,
-    settings: Callable[..., config.Config],
-    script: Callable[..., None],
-    of_average: float,
-    chosen_weights: str,
+    tmp_path: Path, settings: Settings, script: Script, of_average: float, chosen_weights: str
 ) -> None:
     run = tmp_path / "run"
     script(cers=[0.5, 0.3, 0.2, 0.2, of_average])  # three epochs, the best one again, the average
@@ -682,7 +655,7 @@ def test_average_is_kept_only_if_better(
 
 
 def test_spec_augment_waits_for_its_threshold(
-    tmp_path: Path, settings: Callable[..., config.Config], script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: Settings, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(cers=[1.0, 0.7, 0.69, 0.9])
     masked: list[int] = []
@@ -709,7 +682,7 @@ def test_spec_augment_waits_for_its_threshold(
 
 @pytest.mark.usefixtures("no_plots")
 def test_first_epochs_are_in_order_of_length(
-    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     longest: dict[int, list[float]] = {}
     real = Corpus.batches
@@ -729,9 +702,7 @@ def test_first_epochs_are_in_order_of_length(
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_moving_average_of_the_weights(
-    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_moving_average_of_the_weights(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     history: list[dict[str, torch.Tensor]] = []
     evaluated: list[torch.Tensor] = []
     real, real_evaluate = loop.Training._update_ema, loop.Training.evaluate
@@ -770,7 +741,7 @@ def test_moving_average_of_the_weights(
 
 @pytest.mark.usefixtures("no_plots")
 def test_loss_that_is_not_finite_names_its_utterance(
-    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Corpus.heard
     updates = 0
@@ -793,18 +764,14 @@ def test_loss_that_is_not_finite_names_its_utterance(
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_gradient_that_is_not_finite(
-    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradient_that_is_not_finite(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
     with pytest.raises(TrainingError, match="the gradient at step 0 is not finite; utterances: train"):
         train(settings(), tmp_path / "run")
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_skipped_utterances_are_listed_with_reasons(
-    tmp_path: Path, settings: Callable[..., config.Config], corpus: dict[str, str]
-) -> None:
+def test_skipped_utterances_are_listed_with_reasons(tmp_path: Path, settings: Settings, corpus: dict[str, str]) -> None:
     soundfile.write(tmp_path / "short.wav", np.zeros(1600), 16000)
     rows = [
         {"audio_filepath": corpus["train"].replace("train.jsonl", "train00.wav"), "duration": 0.3, "text": "xyz"},
@@ -827,7 +794,7 @@ def test_skipped_utterances_are_listed_with_reasons(
     assert not (tmp_path / "run" / "skipped_dev.jsonl").exists()
 
 
-def test_all_skipped(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+def test_all_skipped(tmp_path: Path, settings: Settings) -> None:
     with pytest.raises(TrainingError, match=r"train: none of 16 utterances can be used; the first, train00: .*'a'"):
         train(settings(data__alphabet="xyz"), tmp_path / "run")
     # Nothing has been trained: with better settings, the same folder serves.
@@ -836,7 +803,7 @@ def test_all_skipped(tmp_path: Path, settings: Callable[..., config.Config]) -> 
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["alphabet"] == "uvw"
 
 
-def test_folder_that_holds_a_training(finished: tuple[Path, config.Config]) -> None:
+def test_folder_that_holds_a_training(finished: Finished) -> None:
     run, chosen = finished
     before = (run / "log.jsonl").read_bytes()
     with pytest.raises(TrainingError, match="already holds a training; continue it with --resume, or give another"):
@@ -844,9 +811,7 @@ def test_folder_that_holds_a_training(finished: tuple[Path, config.Config]) -> N
     assert (run / "log.jsonl").read_bytes() == before
 
 
-def test_changed_settings_are_named(
-    finished: tuple[Path, config.Config], settings: Callable[..., config.Config]
-) -> None:
+def test_changed_settings_are_named(finished: Finished, settings: Settings) -> None:
     changed = settings(network__hidden=9, ema=0.0, checkpoint_minutes=0)
     with pytest.raises(TrainingError, match=r"but these differ: ema, network\.hidden; put them back"):
         train(changed, finished[0], resume=True)
@@ -855,9 +820,7 @@ def test_changed_settings_are_named(
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_settings_that_are_new_or_change_no_weight_may_differ(
-    tmp_path: Path, finished: tuple[Path, config.Config]
-) -> None:
+def test_settings_that_are_new_or_change_no_weight_may_differ(tmp_path: Path, finished: Finished) -> None:
     run, chosen = finished
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
@@ -869,7 +832,7 @@ def test_settings_that_are_new_or_change_no_weight_may_differ(
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_a_finished_training_is_extended(tmp_path: Path, finished: tuple[Path, config.Config]) -> None:
+def test_a_finished_training_is_extended(tmp_path: Path, finished: Finished) -> None:
     run, said = tmp_path / "run", io.StringIO()
     shutil.copytree(finished[0], run)
     longer = config.parse(config.to_dict(finished[1]) | {"epochs": 5, "optimiser": {"lr": 0.003}}, "test")
@@ -887,7 +850,7 @@ def test_a_finished_training_is_extended(tmp_path: Path, finished: tuple[Path, c
 
 @pytest.mark.usefixtures("no_plots")
 def test_other_batches_go_on_where_the_epoch_was(
-    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(100))
     monkeypatch.setattr(terminal, "asked_to_end", lambda: nullcontext(lambda: next(calls) > 4))  # in the second epoch
@@ -901,9 +864,7 @@ def test_other_batches_go_on_where_the_epoch_was(
     assert [call.args[:2] for call in starts.call_args_list] == [(8, 2 * done)]
 
 
-def test_a_checkpoint_that_is_damaged_or_gone_names_the_remedy(
-    tmp_path: Path, finished: tuple[Path, config.Config]
-) -> None:
+def test_a_checkpoint_that_is_damaged_or_gone_names_the_remedy(tmp_path: Path, finished: Finished) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
     newest = max(run.glob("epoch-*.safetensors"))
@@ -918,7 +879,7 @@ def test_a_checkpoint_that_is_damaged_or_gone_names_the_remedy(
     assert (run / "log.jsonl").read_bytes() == before
 
 
-def test_two_trainings_cannot_share_a_folder(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+def test_two_trainings_cannot_share_a_folder(tmp_path: Path, settings: Settings) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict(settings())))
     with Log(tmp_path, active=True) as log:
         log.write({"loss": 1.0}, 0)
@@ -927,23 +888,8 @@ def test_two_trainings_cannot_share_a_folder(tmp_path: Path, settings: Callable[
     assert read_log(tmp_path) == [{"loss": 1.0}]
 
 
-def test_out_of_memory_says_what_to_lower(
-    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
-
-    monkeypatch.setattr(loop.Training, "_losses", full)
-    with pytest.raises(
-        TrainingError, match=r"out of memory on cpu at step 0: CUDA out of memory; lower batch\.seconds"
-    ):
-        train(settings(), tmp_path / "run")
-
-
 @pytest.mark.usefixtures("no_plots")
-def test_a_resumed_training_does_not_need_what_it_started_from(
-    tmp_path: Path, finished: tuple[Path, config.Config]
-) -> None:
+def test_a_resumed_training_does_not_need_what_it_started_from(tmp_path: Path, finished: Finished) -> None:
     run, chosen = finished
     donor = tmp_path / "donor"
     shutil.copytree(run, donor)
@@ -954,9 +900,7 @@ def test_a_resumed_training_does_not_need_what_it_started_from(
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_recordings_are_not_needed_once_they_are_decoded(
-    tmp_path: Path, settings: Callable[..., config.Config]
-) -> None:
+def test_recordings_are_not_needed_once_they_are_decoded(tmp_path: Path, settings: Settings) -> None:
     """Nor can what becomes of them change a training: it goes on from what it has decoded."""
     manifest = make_corpus(tmp_path)
     chosen = settings(epochs=1, data__train=[str(manifest)])
@@ -969,7 +913,7 @@ def test_recordings_are_not_needed_once_they_are_decoded(
 
 @pytest.mark.parametrize("contents", [None, "a: [", b"\xff\xfe\x00"])
 def test_settings_of_the_folder_that_cannot_be_read(
-    tmp_path: Path, settings: Callable[..., config.Config], contents: str | bytes | None
+    tmp_path: Path, settings: Settings, contents: str | bytes | None
 ) -> None:
     (tmp_path / "log.jsonl").touch()
     if contents is not None:
@@ -978,28 +922,42 @@ def test_settings_of_the_folder_that_cannot_be_read(
         train(settings(), tmp_path, resume=True)
 
 
-def test_folder_that_cannot_be_written(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+def test_folder_that_cannot_be_written(tmp_path: Path, settings: Settings) -> None:
     (tmp_path / "file").write_text("not a folder")
     for run in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(TrainingError, match="the run folder cannot be written"):
             train(settings(), run)
 
 
-def test_full_disk_in_the_log(
-    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+FULL = OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Log, "write", full)
-    with pytest.raises(
-        TrainingError, match="cannot be written: No space left on device; free some space, then go on with --resume"
-    ):
+
+@pytest.mark.parametrize(
+    ("place", "error", "message"),
+    [
+        (
+            "loop.Training._losses",
+            NO_MEMORY,
+            r"out of memory on cpu at step 0: CUDA out of memory; lower batch\.seconds",
+        ),
+        (
+            "log.Log.write",
+            FULL,
+            "cannot be written: No space left on device; free some space, then go on with --resume",
+        ),
+    ],
+)
+def test_what_the_machine_lacks_is_said_with_a_remedy(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception, message: str
+) -> None:
+    monkeypatch.setattr(f"asr.training.{place}", Mock(side_effect=error))
+    with pytest.raises(TrainingError, match=message):
         train(settings(), tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["train", "dev"])
-def test_manifests_missing_or_empty(tmp_path: Path, settings: Callable[..., config.Config], name: str) -> None:
+def test_manifests_missing_or_empty(tmp_path: Path, settings: Settings, name: str) -> None:
     path = tmp_path / "none.jsonl"
     changes = {f"data__{name}": [str(path)] if name == "train" else str(path)}
     with pytest.raises(ManifestError, match=r"none\.jsonl: no such manifest"):
@@ -1009,16 +967,14 @@ def test_manifests_missing_or_empty(tmp_path: Path, settings: Callable[..., conf
         train(settings(**changes), tmp_path / "run")
 
 
-def test_cuda_that_is_not_there(
-    tmp_path: Path, settings: Callable[..., config.Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cuda_that_is_not_there(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(TrainingError, match="expected a CUDA device, found none; use --device cpu"):
         train(settings(), tmp_path / "run", device="cuda")
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_device(tmp_path: Path, settings: Callable[..., config.Config]) -> None:
+def test_unknown_device(tmp_path: Path, settings: Settings) -> None:
     with pytest.raises(TrainingError, match="expected --device auto, cpu or cuda, got 'gpu'"):
         train(settings(), tmp_path / "run", device="gpu")
 
@@ -1063,7 +1019,7 @@ def start(command: list[str], **variables: str) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory, corpus: dict[str, str]) -> tuple[Path, Path, config.Config]:
+def together(tmp_path_factory: pytest.TempPathFactory, corpus: dict[str, str]) -> Together:
     """The same training by one process and by two, and its settings."""
     folder = tmp_path_factory.mktemp("together")
     paths = {"data__train": [corpus["train"]], "data__dev": corpus["dev"]}
@@ -1078,7 +1034,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, corpus: dict[str, str]) -
     return folder / "one", folder / "two", chosen
 
 
-def test_two_processes_train_as_one(together: tuple[Path, Path, config.Config]) -> None:
+def test_two_processes_train_as_one(together: Together) -> None:
     one, two, _ = together
     for got, expected in zip(epochs_of(two), epochs_of(one), strict=True):
         for figure in ("train_loss", "dev_loss"):
@@ -1100,7 +1056,7 @@ def test_two_processes_train_as_one(together: tuple[Path, Path, config.Config]) 
 
 @pytest.mark.usefixtures("no_plots")
 def test_a_training_goes_on_with_another_number_of_processes(
-    tmp_path: Path, together: tuple[Path, Path, config.Config], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, together: Together, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, _, chosen = together
     count = 0
@@ -1122,9 +1078,7 @@ def test_a_training_goes_on_with_another_number_of_processes(
         torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
-def test_killing_one_process_ends_the_others_with_a_message(
-    tmp_path: Path, settings: Callable[..., config.Config]
-) -> None:
+def test_killing_one_process_ends_the_others_with_a_message(tmp_path: Path, settings: Settings) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict(settings(epochs=2000, checkpoint_minutes=0))))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -1149,7 +1103,7 @@ def test_killing_one_process_ends_the_others_with_a_message(
 
 
 def test_some_batches_are_heard_in_parts(
-    tmp_path: Path, settings: Callable[..., config.Config], no_plots: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: Settings, no_plots: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[tuple[bool, tuple[int, int] | None]] = []
     forward = Network.forward

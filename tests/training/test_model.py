@@ -278,7 +278,7 @@ NETS = [
 
 
 @pytest.mark.parametrize("net", NETS, ids=lambda net: f"{net.geometry.frame_shift}-{net.features.size}")
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(samples=st.integers(1, 6000))
 def test_padding_gives_the_promised_frames(net: AcousticModel, samples: int) -> None:
     padded = net.geometry.pad(np.zeros(samples, np.float32))

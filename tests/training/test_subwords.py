@@ -73,7 +73,7 @@ def test_spelling_is_sentencepieces(both: tuple[Tokens, Any]) -> None:
 
 
 @given(text=st.text("etaoin  's9", max_size=30).map(lambda text: " ".join(text.split())))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_spelling_of_anything_is_sentencepieces(both: tuple[Tokens, Any], text: str) -> None:
     tokens, model = both
     assert spelt(tokens, text) == model.encode(text, out_type=str)
