@@ -89,13 +89,13 @@ def parts(network: Network, blocks: Iterable[np.ndarray], *, at_pauses: bool = T
     """
     shift_s, pause_s, samples = network.frame_shift_s, Endpointing().pause, 0
 
-    def counted() -> Iterator[np.ndarray]:
+    def count() -> Iterator[np.ndarray]:
         nonlocal samples
         for block in blocks:
             samples += len(block)
             yield block
 
-    for first, log_probs in _stretches(network, counted()):
+    for first, log_probs in _stretches(network, count()):
         cuts: list[int] = []
         if at_pauses:
             starts, ends = runs(silence(log_probs, network.tokens))

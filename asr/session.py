@@ -128,8 +128,8 @@ class Session:
         """The sound ends here, or is interrupted: what is left of it."""
         yield from self._recognise(self._converter.flush())
         if self._gate is not None:
-            yield from self._heeded(self._stream.feed(self._gate.flush()))
-        yield from self._heeded(self._stream.flush())
+            yield from self._shift_times(self._stream.feed(self._gate.flush()))
+        yield from self._shift_times(self._stream.flush())
 
     def _begin(self) -> None:
         """Listen anew; the times go on."""
@@ -148,10 +148,10 @@ class Session:
             if self.recording.failed is not None:
                 yield Trouble(str(self.recording.failed))
         self._taken += len(samples)
-        yield from self._heeded(self._stream.feed(samples if self._gate is None else self._gate.feed(samples)))
+        yield from self._shift_times(self._stream.feed(samples if self._gate is None else self._gate.feed(samples)))
 
-    def _heeded(self, events: list[Event]) -> Iterator[Event]:
-        """The stream's events, timed from the session's start."""
+    def _shift_times(self, events: list[Event]) -> Iterator[Event]:
+        """The stream's events with their times counted from the session's start; keeps their words."""
         offset_s = self._start / SAMPLE_RATE
         for event in events:
             if isinstance(event, Final):

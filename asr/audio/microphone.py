@@ -158,23 +158,23 @@ class Microphone(Source):
         *rates, last = self._rates()
         for rate in rates:
             try:
-                return self._opened_at(rate)
+                return self._open_at(rate)
             except self._sounddevice.PortAudioError as error:
                 if _code(error) != _WRONG_RATE:
                     raise
-        return self._opened_at(last)
+        return self._open_at(last)
 
-    def _opened_at(self, rate: int) -> Any:
+    def _open_at(self, rate: int) -> Any:
         *few, most = dict.fromkeys((1, min(2, self._most_channels), self._most_channels))
         for channels in few:
             try:
-                return self._stream_of(channels, rate)
+                return self._make_stream(channels, rate)
             except self._sounddevice.PortAudioError as error:
                 if _code(error) != _WRONG_CHANNELS:
                     raise
-        return self._stream_of(most, rate)
+        return self._make_stream(most, rate)
 
-    def _stream_of(self, channels: int, rate: int) -> Any:
+    def _make_stream(self, channels: int, rate: int) -> Any:
         opened = self._sounddevice.InputStream(
             device=self._device,
             channels=channels,

@@ -30,20 +30,20 @@ def open_stream(file: BinaryIO, rate: int | None) -> Stream | Iterator[bytes]:
     source = _Source(file)
     if rate is not None:
         check_rate(rate)
-        if wav.is_wav(source.ahead(12)):
+        if wav.is_wav(source.peek(12)):
             raise AudioError(f"expected raw samples at {rate} Hz, got a wav stream: leave out --rate")
-        if not source.ahead(1):
+        if not source.peek(1):
             raise AudioError("expected audio, got an empty stream (0 bytes)")
         return Stream(source, wav.Format(wav.PCM, 1, rate, 2, 2 * rate, 16), None)
-    if not source.ahead(1):
+    if not source.peek(1):
         raise AudioError("expected audio, got an empty stream (0 bytes)")
-    if wav.is_wav(source.ahead(12)):
+    if wav.is_wav(source.peek(12)):
         source.keep = True
         fmt, length = _read_header(source)
         if fmt.plain:
             source.keep = False
             return Stream(source, fmt, length)
-    return source.everything()
+    return source.read_all()
 
 
 class Stream:
@@ -68,7 +68,7 @@ class Stream:
             stop = math.inf if duration_s is None else start + round(duration_s * fmt.sample_rate)
             yield fmt.sample_rate, _between(self._samples(fmt, length), max(0, start), stop)
             began_s += self._came / fmt.per_s
-            more = self._following() if length is not None else None
+            more = self._next_header() if length is not None else None
         if began_s <= offset_s:
             raise AudioError(f"expected audio at {offset_s:.2f} s, but the stream ends at {began_s:.2f} s")
 
@@ -81,7 +81,7 @@ class Stream:
         waiting = b""
         announced = length
         while length is None or self._came < length:
-            some = self._source.some(_READ if length is None else min(_READ, length - self._came))
+            some = self._source.read_some(_READ if length is None else min(_READ, length - self._came))
             if not some:
                 break
             self._came += len(some)
@@ -104,15 +104,15 @@ class Stream:
 
     def _ends_here(self, length: int) -> bool:
         """Whether the stream goes on with another chunk or recording, or not at all."""
-        ahead = self._source.ahead(12 + length % 2)
+        ahead = self._source.peek(12 + length % 2)
         return any(not head or wav.is_chunk(head[:8]) for head in (ahead[length % 2 :], ahead[:12]))
 
-    def _following(self) -> tuple[wav.Format, int | None] | None:
-        """Past the chunks behind the samples: the header of another recording, if one follows."""
+    def _next_header(self) -> tuple[wav.Format, int | None] | None:
+        """Skip the chunks behind the samples; the header of another recording, if one follows."""
         source = self._source
-        if not wav.is_chunk(source.ahead(8)):
+        if not wav.is_chunk(source.peek(8)):
             source.skip(1)  # the padding of an odd number of bytes
-        while len(head := source.ahead(12)) >= 8:
+        while len(head := source.peek(12)) >= 8:
             if wav.is_wav(head):
                 fmt, length = _read_header(source)
                 if not fmt.plain:
@@ -136,7 +136,7 @@ def _between(pieces: Iterator[np.ndarray], start: int, stop: float) -> Iterator[
 
 
 class _Source:
-    """The bytes of a stream. keep: remember what is taken, for `everything`."""
+    """The bytes of a stream. keep: remember those that are read, for `read_all`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -144,36 +144,36 @@ class _Source:
         self._kept = b""
         self.keep = False
 
-    def ahead(self, size: int) -> bytes:
-        """The next size bytes, fewer only where the stream ends; they stay to be taken."""
+    def peek(self, size: int) -> bytes:
+        """The next size bytes, which stay to be read; fewer only where the stream ends."""
         while len(self._ahead) < size and (some := self._read(size - len(self._ahead))):
             self._ahead += some
         return self._ahead[:size]
 
-    def some(self, size: int) -> bytes:
-        """What there is to take now, at most size bytes; waits for the first; empty at the end."""
+    def read_some(self, size: int) -> bytes:
+        """The bytes that have come, at most `size` of them; waits for the first; none at the end."""
         taken, self._ahead = self._ahead[:size], self._ahead[size:]
         taken = taken or self._read(size)
         if self.keep:
             self._kept += taken
         return taken
 
-    def exactly(self, size: int) -> bytes:
+    def read(self, size: int) -> bytes:
         """The next size bytes, fewer only where the stream ends."""
         got = b""
-        while len(got) < size and (some := self.some(size - len(got))):
+        while len(got) < size and (some := self.read_some(size - len(got))):
             got += some
         return got
 
     def skip(self, size: int) -> None:
-        while size > 0 and (some := self.some(min(size, _READ))):
+        while size > 0 and (some := self.read_some(min(size, _READ))):
             size -= len(some)
 
-    def everything(self) -> Iterator[bytes]:
-        """All of the stream, with what was kept."""
+    def read_all(self) -> Iterator[bytes]:
+        """All bytes of the stream, with those kept."""
         self.keep = False
         yield self._kept
-        while some := self.some(_READ):
+        while some := self.read_some(_READ):
             yield some
 
     def _read(self, size: int) -> bytes:
@@ -190,10 +190,10 @@ class _Source:
 
 def _read_header(source: _Source) -> tuple[wav.Format, int | None]:
     """Read up to the first sample: what the samples are, and how many bytes of them follow, None for up to the end."""
-    head = source.exactly(12)
+    head = source.read(12)
     found: wav.Format | None = None
     long_length = 0  # of an RF64 stream, which keeps it outside the 32 bits
-    while len(chunk := source.exactly(8)) == 8:
+    while len(chunk := source.read(8)) == 8:
         name, length = struct.unpack("<4sI", chunk)
         if name == b"data":
             if found is None:
@@ -201,7 +201,7 @@ def _read_header(source: _Source) -> tuple[wav.Format, int | None]:
             if head[:4] != b"RIFF" and length == 0xFFFFFFFF:
                 return found, long_length or None
             return found, length if 0 < length < wav.UNKNOWN_BYTES else None
-        start = source.exactly(min(length, 40))
+        start = source.read(min(length, 40))
         if len(start) < min(length, 40):
             break
         if name == b"fmt ":

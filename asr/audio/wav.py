@@ -134,15 +134,15 @@ def _end(raw: BinaryIO, start: int, length: int, size: int, fmt: Format) -> tupl
                 "copy or download the file again"
             )
         return size, None, []
-    after = _following(raw, start + length, length % 2, size)
+    after = _find_next(raw, start + length, length % 2, size)
     if after is not None:
         return start + length, None if after == size else after, []
     note = f"its header announces {announced_s:.2f} s of audio; all {there_s:.2f} s were read"
     return size, None, [note] if length and there_s - announced_s > TOLERANCE_S else []
 
 
-def _following(raw: BinaryIO, end: int, odd: int, size: int) -> int | None:
-    """Where another recording follows the samples, or the file's size if other chunks do; None if it is neither.
+def _find_next(raw: BinaryIO, end: int, odd: int, size: int) -> int | None:
+    """Where the next recording begins; the file's size if only chunks follow the samples, None if something else does.
 
     odd: 1 if the samples should be followed by a byte of padding, which some programs leave out.
     """

@@ -61,7 +61,7 @@ def unpack(
         try:
             with path.open("rb") as raw:
                 for member in _members(raw, path):
-                    target = part / _safe(member, path)
+                    target = part / _check_name(member, path)
                     files += 1
                     if files > max_files:
                         raise CorpusError(f"{path}: expected at most {max_files} files and folders, got more")
@@ -117,7 +117,7 @@ def _members(raw: IO[bytes], path: Path) -> Iterator[_Member]:
             tar.members.clear()  # type: ignore[attr-defined]  # which would hold all that was seen
 
 
-def _safe(member: _Member, path: Path) -> PurePosixPath:
+def _check_name(member: _Member, path: Path) -> PurePosixPath:
     """The member's name as a path below the folder. raises: CorpusError if it could be anything else."""
     name = PurePosixPath(member.name)
     if member.kind not in ("file", "folder"):

@@ -165,7 +165,7 @@ def check(
     for utterance, measured in zip(utterances, measurements, strict=True):
         text = normalise(utterance.text)
         duration_s = utterance.duration_s
-        faults = recordings.repeated(utterance)
+        faults = recordings.find_repeats(utterance)
         if isinstance(measured, _Measured):
             duration_s = recordings.duration_s(utterance, measured)
             faults += recordings.faults(utterance, measured)
@@ -205,7 +205,7 @@ class _Recordings:
         self._ids: dict[str, Utterance] = {}
         self._contents: dict[bytes, Utterance] = {}
 
-    def repeated(self, utterance: Utterance) -> list[_Fault]:
+    def find_repeats(self, utterance: Utterance) -> list[_Fault]:
         """What the manifest alone tells: the same part of a recording, or the same name, once more."""
         if not self._first(utterance):
             detail = f"{utterance.audio} at {utterance.offset_s:.2f} s is listed twice"
@@ -224,7 +224,7 @@ class _Recordings:
         return measured.file_s if whole and measured.file_s > utterance.duration_s else measured.duration_s
 
     def faults(self, utterance: Utterance, measured: _Measured) -> list[_Fault]:
-        """What is wrong with the audio of an utterance, which `repeated` has seen."""
+        """What is wrong with the audio of an utterance, which `find_repeats` has seen."""
         found: list[_Fault] = []
         self.rates[measured.sample_rate] += 1
         said_s, real_s = utterance.duration_s, self.duration_s(utterance, measured)

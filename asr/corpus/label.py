@@ -315,7 +315,7 @@ def run(
 ) -> None:
     """Label recordings, whose speakers may be known, but for what is labelled already. progress: is told seconds."""
 
-    def unlabelled() -> Iterator[Clip]:
+    def clips_to_label() -> Iterator[Clip]:
         for path, speaker in speakers.items():
             try:
                 for clip in clips(path, speaker):
@@ -326,6 +326,6 @@ def run(
             except AsrError as error:
                 labels.add(Label(str(path), 0.0, 0.0, speaker, reason=str(error)))
 
-    for clip, text, reason in label(unlabelled(), teacher, sure):
+    for clip, text, reason in label(clips_to_label(), teacher, sure):
         labels.add(Label(str(clip.audio), clip.offset_s, clip.duration_s, clip.speaker, text, reason))
         progress(clip.duration_s)

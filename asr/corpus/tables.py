@@ -125,12 +125,12 @@ def _split(lines: Iterator[tuple[str, str]], separator: str, path: Path) -> Iter
         return
     place = [f"{path}:1"]
 
-    def remembered() -> Iterator[str]:
+    def remember() -> Iterator[str]:
         for place[0], line in lines:
             yield line
 
     try:
-        for row in csv.reader(remembered(), strict=True, delimiter=separator):
+        for row in csv.reader(remember(), strict=True, delimiter=separator):
             yield place[0], row
     except csv.Error as error:
         name = {",": "commas", ";": "semicolons"}[separator]

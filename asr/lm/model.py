@@ -384,7 +384,7 @@ def build(
         raise LmError(
             f"expected at most {MAX_WORDS} words and an order of 1 to {MAX_ORDER}, got {n_words} and {len(levels)}"
         )
-    vocabulary = encoded(words)
+    vocabulary = encode_vocabulary(words)
     if sum(len(level.ngrams) for level in levels) > MAX_NGRAMS:
         raise LmError(f"expected at most {MAX_NGRAMS} n-grams, got more: prune the model")
 
@@ -463,7 +463,7 @@ def _longest_suffixes(keys: np.ndarray, n_words: int, ngrams: np.ndarray) -> np.
     return nodes
 
 
-def encoded(words: Sequence[str]) -> bytes:
+def encode_vocabulary(words: Sequence[str]) -> bytes:
     """The vocabulary as lines of UTF-8. raises: LmError for a word that a line cannot hold, or that stands there twice."""
     try:
         data = "\n".join(words).encode()

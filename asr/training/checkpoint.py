@@ -76,7 +76,7 @@ def load_model(path: Path) -> tuple[AcousticModel, config.Config, Tokens, dict[s
     settings, tokens = _origin(state, path)
     model = AcousticModel(settings, len(tokens))
     # In last.safetensors the weights stand beside the optimiser's state, averaged ones before the raw.
-    load_weights(model, lasting(unpack("ema", tensors) or unpack("model", tensors) or tensors), path)
+    load_weights(model, without_sounds(unpack("ema", tensors) or unpack("model", tensors) or tensors), path)
     return model.eval(), settings, tokens, state
 
 
@@ -121,8 +121,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     model.load_state_dict({name: tensors[name] for name in own})
 
 
-def lasting(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A model's weights without those of its second output, which serve in training alone."""
+def without_sounds(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's weights without those of the output for sounds, which serves in training alone."""
     return {name: value for name, value in weights.items() if not name.startswith("network.sounds.")}
 
 

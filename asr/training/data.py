@@ -202,7 +202,7 @@ class Corpus:
         speeds = self._settings.augment.speed
         factor = float(speeds[rng.integers(len(speeds))])
         # A speed that would leave fewer frames than CTC needs is not used.
-        needed = min_frames(self._joined_ids(indices))
+        needed = min_frames(self._join_ids(indices))
         return factor if self._frames(self._duration_s(indices) / factor) >= needed else 1.0
 
     def _pack(self, items: Sequence[Item], lengths: np.ndarray, limit: config.Batch) -> list[list[Item]]:
@@ -230,8 +230,8 @@ class Corpus:
         samples = torch.zeros(len(rows), max(lengths), dtype=torch.int16, pin_memory=torch.cuda.is_available())
         for line, row, length in zip(samples.numpy(), rows, lengths, strict=True):
             np.concatenate(row, out=line[:length])
-        token_ids = [self._joined_ids(item.indices) for item in items]
-        sounds = [self._joined_sounds(item.indices) for item in items]
+        token_ids = [self._join_ids(item.indices) for item in items]
+        sounds = [self._join_sounds(item.indices) for item in items]
         return Batch(
             ids=tuple(" + ".join(self.examples.utterances[index].id for index in item.indices) for item in items),
             samples=samples,
@@ -250,14 +250,14 @@ class Corpus:
         rng = np.random.default_rng([self._settings.seed, epoch, item.index])
         return augment.draw(self._settings.augment, item.speed, rng)
 
-    def _joined_ids(self, indices: Sequence[int]) -> list[int]:
+    def _join_ids(self, indices: Sequence[int]) -> list[int]:
         """The token ids of several examples, with a space between two if the vocabulary has one."""
         ids = list(self.examples.token_ids[indices[0]])
         for index in indices[1:]:
             ids += [*self._separator, *self.examples.token_ids[index]]
         return ids
 
-    def _joined_sounds(self, indices: Sequence[int]) -> tuple[int, ...]:
+    def _join_sounds(self, indices: Sequence[int]) -> tuple[int, ...]:
         """The sounds of several examples, which are as good as one after another; none if those of one are not known."""
         each = [self.examples.sounds[index] for index in indices]
         return tuple(sound for sounds in each for sound in sounds) if all(each) else ()

@@ -95,7 +95,7 @@ def train(
             console.print(f"{run}: holds no checkpoint yet; starting from the beginning", soft_wrap=True)
         if not fitted and not model.network.encoder:  # which has its own scale
             session.fit_features()
-    with _named_errors(session), session.log, terminal.asked_to_end() as interrupted:
+    with _translate_errors(session), session.log, terminal.asked_to_end() as interrupted:
         session.rehearse()
         finished = session.run_epochs(interrupted)
         if not finished:
@@ -109,8 +109,8 @@ def train(
 
 
 @contextmanager
-def _named_errors(training: Training) -> Iterator[None]:
-    """What can go wrong within, through no fault of ours, as a TrainingError that says what to do."""
+def _translate_errors(training: Training) -> Iterator[None]:
+    """Raise what the machine does to a training, such as a full disk, as a TrainingError that says what to do."""
     fabric = training.fabric
     try:
         yield
@@ -457,7 +457,7 @@ class Training:
         """Write this epoch's weights."""
         if self.fabric.is_global_zero:
             weights = self.ema or self.model.state_dict()
-            checkpoint.save(self.weights.file(self.state.epoch), checkpoint.lasting(weights), self.origin)
+            checkpoint.save(self.weights.file(self.state.epoch), checkpoint.without_sounds(weights), self.origin)
 
     def finish(self) -> Outcome:
         """Choose between the best epoch and the average, and write the model, its dev report and the plots."""

@@ -84,9 +84,9 @@ class RecurrentLayer(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """x: (T, B, F); lengths: (B,) frames, or None where every frame is valid -> (T, B, size)."""
         x = self.norm(x, lengths) if self.norm_kind == "batch" else self.norm(x)
-        return self._joined(x, lengths, self.directions[0](x)[0])
+        return self._finish(x, lengths, self.directions[0](x)[0])
 
-    def packed(self, x: Tensor, batch_sizes: Tensor) -> Tensor:
+    def forward_packed(self, x: Tensor, batch_sizes: Tensor) -> Tensor:
         """The same over packed sequences, in both directions at once: (sum of T, F) -> (sum of T, size)."""
         x = self.norm.norm(x) if isinstance(self.norm, SequenceNorm) else self.norm(x)
         directions: Any = self.directions
@@ -110,10 +110,10 @@ class RecurrentLayer(nn.Module):
         x = self.norm(x, lengths) if self.norm_kind == "batch" else self.norm(x)
         forward, state = self._carry(x[:keep], state)
         if len(self.directions) == 1:  # nothing looks at the context
-            return self._joined(x, lengths, forward), state
+            return self._finish(x, lengths, forward), state
         # One frame of nothing more, or a part without context would be a sequence without frames, which ONNX has not.
         ahead = torch.cat([x[keep:], torch.zeros_like(x[:1])])
-        return self._joined(x, lengths, torch.cat([forward, self._carry(ahead, state)[0][:-1]])), state
+        return self._finish(x, lengths, torch.cat([forward, self._carry(ahead, state)[0][:-1]])), state
 
     def _carry(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         rnn = self.directions[0]
@@ -123,7 +123,7 @@ class RecurrentLayer(nn.Module):
         y, h = rnn(x, state)
         return y, h
 
-    def _joined(self, x: Tensor, lengths: Tensor | None, forward: Tensor) -> Tensor:
+    def _finish(self, x: Tensor, lengths: Tensor | None, forward: Tensor) -> Tensor:
         """The layer's output, given its normalised input and that of its forward direction."""
         outputs = [forward]
         if len(self.directions) == 2:
@@ -193,9 +193,9 @@ class Network(nn.Module):
         if lengths is not None:
             lengths = torch.as_tensor([self.output_frames(int(length)) for length in lengths])
         if chunk is None or not self.encoder:
-            x = self.subsampled(x, lengths)
+            x = self.subsample(x, lengths)
         if chunk is None and lengths is not None and x.is_cuda:
-            return self._outputs(*self._packed(x, lengths), lengths)
+            return self._outputs(*self._forward_packed(x, lengths), lengths)
         ends = None if lengths is None else lengths.to(x.device, non_blocking=True)
         if chunk is None:
             lower = x
@@ -211,7 +211,7 @@ class Network(nn.Module):
             if self.encoder:
                 first, end = max(0, start - left), start + part + context
                 own = None if lengths is None else (lengths - first).clamp(min=0)
-                window = self.subsampled(heard[:, first * self.subsampling : end * self.subsampling], own)
+                window = self.subsample(heard[:, first * self.subsampling : end * self.subsampling], own)
                 window = window[start - first :]
             else:
                 window = x[start : start + part + context]
@@ -222,13 +222,13 @@ class Network(nn.Module):
             lowers.append(lower[:keep])
         return self._outputs(torch.cat(tops), torch.cat(lowers), lengths)
 
-    def _packed(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward_packed(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The layers over packed sequences, (T, B, F) -> (T, B, size) twice, as _chunk: what a GPU is fastest at."""
         packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
         data = lower = packed.data
         layer: Any
         for number, layer in enumerate(self.layers, 1):
-            data = layer.packed(data, packed.batch_sizes)
+            data = layer.forward_packed(data, packed.batch_sizes)
             lower = data if number == self.sounds_layer else lower
         order = packed.sorted_indices, packed.unsorted_indices
 
@@ -265,7 +265,7 @@ class Network(nn.Module):
         per_layer = 2 if isinstance(rnn, nn.LSTM) else 1
         return torch.zeros(len(self.layers) * per_layer, batch, rnn.hidden_size)
 
-    def subsampled(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def subsample(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, T, F), lengths' (B,) of the output -> (T', B, F')."""
         if self.encoder:
             if not torch.onnx.is_in_onnx_export():  # where it is a multiple already
@@ -350,7 +350,7 @@ class AcousticModel(nn.Module):
         skip:     of a pre-trained encoder, the frames of the left context, which it alone hears.
         returns:  (B, T, V) log-probabilities, of which the first `keep` count, and the state for the next part.
         """
-        x = self.network.subsampled(self.normalised_features(waveform))
+        x = self.network.subsample(self.normalised_features(waveform))
         return self.network.chunk(x if skip is None else x[skip:], None, keep, state)
 
 

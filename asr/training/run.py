@@ -180,11 +180,11 @@ class Weights:
         """Of an epoch, counted from 0."""
         return self.run / f"epoch-{epoch + 1:04d}.safetensors"
 
-    def selected(self, history: Sequence[Mapping[str, float]]) -> int:
+    def select(self, history: Sequence[Mapping[str, float]]) -> int:
         """The epoch whose weights are the model's, if not their average."""
         return len(history) - 1 if self.settings.select == "last" else history.index(best(history))
 
-    def averaged(self, history: Sequence[Mapping[str, float]]) -> list[int]:
+    def to_average(self, history: Sequence[Mapping[str, float]]) -> list[int]:
         """The epochs whose weights the final average takes."""
         rule = self.settings.average
         if rule is None or self.settings.select == "last":
@@ -196,14 +196,14 @@ class Weights:
 
     def remove(self, history: Sequence[Mapping[str, float]]) -> None:
         """Delete those that neither the best model nor the average needs."""
-        needed = {*self.averaged(history), self.selected(history)}
+        needed = {*self.to_average(history), self.select(history)}
         for epoch in set(range(len(history))) - needed:
             self.file(epoch).unlink(missing_ok=True)
 
     def candidates(self, history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Tensor]]:
         """What the model may be made of, by what it is called."""
-        found = {f"{self.settings.select} epoch": checkpoint.load(self.file(self.selected(history)))[0]}
-        if len(averaged := self.averaged(history)) > 1:
+        found = {f"{self.settings.select} epoch": checkpoint.load(self.file(self.select(history)))[0]}
+        if len(averaged := self.to_average(history)) > 1:
             paths = [self.file(epoch) for epoch in averaged]
             found[f"average of {len(paths)} epochs"] = checkpoint.average(paths)
         return found

@@ -67,8 +67,8 @@ def start(model: AcousticModel, settings: config.Config, tokens: Tokens, console
         "drawn anew": fresh,
         "fitted anew": fitted,
         "left out": [name for name in given if name not in own],
-        "new tokens": _missing(tokens, donor_tokens),
-        "tokens left out": _missing(donor_tokens, tokens),
+        "new tokens": _describe_missing(tokens, donor_tokens),
+        "tokens left out": _describe_missing(donor_tokens, tokens),
     }
     said = "".join(f"; {note}: {', '.join(names)}" for note, names in notes.items() if names)
     whole = sum(share == 1 for share in shares.values()) - len(cut)
@@ -81,7 +81,7 @@ def start(model: AcousticModel, settings: config.Config, tokens: Tokens, console
     return same_features
 
 
-def _missing(some: Tokens, others: Tokens) -> list[str]:
+def _describe_missing(some: Tokens, others: Tokens) -> list[str]:
     """The symbols that only the first vocabulary has; of many, how many more."""
     known = set(others.symbols)
     found = [repr(symbol) for symbol in some.symbols if symbol not in known]
@@ -163,9 +163,9 @@ def parameter_groups(network: nn.Module, settings: config.Config) -> list[dict[s
     if settings.network.encoder:
         scales |= _encoder_scales(network.encoder, settings.optimiser)
     for pattern, scale in settings.optimiser.lr_scale.items():
-        scales |= dict.fromkeys(_named(network, pattern, "optimiser.lr_scale"), scale)
+        scales |= dict.fromkeys(_match(network, pattern, "optimiser.lr_scale"), scale)
     for pattern in settings.freeze:
-        for name in _named(network, pattern, "freeze"):
+        for name in _match(network, pattern, "freeze"):
             network.get_parameter(name).requires_grad = False
             scales.pop(name, None)
     if not scales:
@@ -195,17 +195,17 @@ def train_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def _named(network: nn.Module, pattern: str, setting: str) -> list[str]:
-    """The parameters that a pattern names: by their own name, or that of a module that they are in."""
+def _match(network: nn.Module, pattern: str, setting: str) -> list[str]:
+    """The parameters whose name, or that of a module around them, fits a pattern. raises: ConfigError if there are none."""
     names = [name for name, _ in network.named_parameters()]
-    found = [name for name in names if any(fnmatchcase(part, pattern) for part in _parts(name))]
+    found = [name for name in names if any(fnmatchcase(part, pattern) for part in _prefixes(name))]
     if not found:
-        known = dict.fromkeys(part for name in names for part in _parts(name))
+        known = dict.fromkeys(part for name in names for part in _prefixes(name))
         raise ConfigError(f"{setting}: no parameter is named {pattern!r}: {nearest(pattern, known)}")
     return found
 
 
-def _parts(name: str) -> Iterator[str]:
-    """conv.0.weight: conv, conv.0, conv.0.weight."""
+def _prefixes(name: str) -> Iterator[str]:
+    """A parameter's name and those of the modules around it: conv, conv.0, conv.0.weight."""
     parts = name.split(".")
     yield from (".".join(parts[:length]) for length in range(1, len(parts) + 1))

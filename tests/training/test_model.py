@@ -210,7 +210,7 @@ def test_packed_layers_give_what_padded_ones_give(
     x = padded
     for layer in one.layers:
         x = layer(x, lengths)
-    y, _ = other._packed(padded, lengths)
+    y, _ = other._forward_packed(padded, lengths)
     valid = torch.arange(23)[:, None] < lengths
     torch.testing.assert_close(x[valid], y[valid], rtol=1e-9, atol=1e-9)
     assert not y[~valid].any()

@@ -113,7 +113,7 @@ def test_packed_layers_let_the_sounds_hear_the_same(tmp_path: Path, dictionary: 
     net.add_sounds(1, 5)
     x, lengths = torch.randn(2, 60, 20), [60, 31]
     _, frames, sounds = net.train()(x, lengths)
-    packed = net._outputs(*net._packed(net.subsampled(x), frames), frames)[2]
+    packed = net._outputs(*net._forward_packed(net.subsample(x), frames), frames)[2]
     assert packed is not None
     for row, count in enumerate(frames.tolist()):
         torch.testing.assert_close(packed[row, :count], sounds[row, :count], rtol=1e-4, atol=1e-5)
