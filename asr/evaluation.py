@@ -43,7 +43,12 @@ def examples(recognizer: Recognizer, utterances: Iterable[Utterance], failed: Fa
 
 
 def word_error_rate(recognizer: Recognizer, utterances: Iterable[Utterance]) -> float:
-    """The share of wrong words. raises: the error of the first utterance that cannot be read."""
+    """The share of wrong words. raises: the error of the first utterance that cannot be read.
+
+    >>> from pathlib import Path
+    >>> word_error_rate(Recognizer("digits"), [Utterance(Path("tests/data/7_jackson_0.wav"), 0.43, "seven")])
+    0.0
+    """
 
     def failed(error: AsrError) -> None:
         raise error

@@ -96,6 +96,9 @@ def lines(
     what:    what errors call such a file.  missing: what to do if there is none.
     raises:  an error of the kind, naming file and line, if the file is missing, damaged, not UTF-8, or has a line or a
              length beyond all measure.
+
+    >>> next(lines("tests/data/lm/three.arpa", AsrError))[0]
+    'tests/data/lm/three.arpa:1'
     """
     for first, batch in batches(path, kind, what=what, missing=missing, max_line=max_line):
         yield from decode(batch, path, first, kind)

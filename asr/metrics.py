@@ -276,6 +276,10 @@ def report(
     bootstrap:         resamples behind the 95 % intervals, 0 for none. Utterances are drawn, never speakers: the
                        interval covers other utterances of the same speakers; new speakers may vary more.
     raises:            TextError if there are no utterances or a number is negative.
+
+    >>> found = report([Scored("u1", "the cat sat down", "the cat sits down")])
+    >>> f"WER {found.wer:.0%}, CER {found.cer:.1%}", found.substitutions
+    ('WER 25%, CER 12.5%', (('sat', 'sits', 1),))
     """
     if min(worst, confusions, bootstrap) < 0:
         raise TextError(f"expected worst, confusions and bootstrap >= 0, got {worst}, {confusions} and {bootstrap}")

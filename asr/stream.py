@@ -75,6 +75,12 @@ class Stream:
     sample_rate:      of what is fed, in Hz.
     raises:           StreamError for lengths that are none; AudioError for a rate that is none;
                       ModelError if the network only hears whole utterances.
+
+    >>> from asr import Recognizer
+    >>> stream = Recognizer("digits").stream()
+    >>> waveform = audio.read("tests/data/connected_digits.flac")
+    >>> [event.text for event in [*stream.feed(waveform), *stream.flush()] if isinstance(event, Final)]
+    ['five seven nine zero']
     """
 
     def __init__(

@@ -55,6 +55,10 @@ class Transcript:
     """The text of one utterance or file. duration_s: seconds of audio; model: the name of the model that wrote it.
 
     alternatives: of each stretch of speech, where they were asked for.
+
+    >>> transcript = Transcript("hello", (Word("hello", 0.12, 0.48, 0.98),), duration_s=1.0, model="english")
+    >>> transcript.to_csv().splitlines()
+    ['start_s,end_s,text,confidence', '0.120,0.480,hello,0.980']
     """
 
     text: str

@@ -15,6 +15,7 @@ import asr
 
 PACKAGE = Path(asr.__file__).parent
 DATA = Path(__file__).parent / "data"
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up: each file or folder of the package may import what stands before it, and itself.
 FLOORS = [
@@ -49,7 +50,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_one_way(path: Path) -> None:
     relative = path.relative_to(PACKAGE)
     module = relative.parts[0].removesuffix(".py")
@@ -97,10 +98,11 @@ def test_names_that_other_programs_import(module: str, names: str) -> None:
     assert [name for name in names.split() if not hasattr(importlib.import_module(module), name)] == []
 
 
-@pytest.mark.parametrize("module", ["asr", "asr.recognizer", "asr.errors", "asr.text", "asr.tokens", "asr.manifest"])
-def test_examples_in_docstrings(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", [path for path in MODULES if ">>> " in path.read_text(encoding="utf-8")], ids=str)
+def test_examples_in_docstrings(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(DATA.parents[1])
-    tried = doctest.testmod(importlib.import_module(module))
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    tried = doctest.testmod(importlib.import_module(name))
     assert tried.attempted > 0
     assert tried.failed == 0
 

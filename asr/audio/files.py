@@ -80,6 +80,10 @@ def info(source: Source, *, track: int | None = None) -> AudioInfo:
 
     track:  of several audio tracks, from 1; None for the default one.
     raises: AudioError; also for a pipe, of which nothing is known before it has been read.
+
+    >>> found = info("tests/data/connected_digits.flac")
+    >>> f"{found.duration_s:.2f} s at {found.sample_rate} Hz, {found.format}"
+    '4.50 s at 16000 Hz, FLAC/PCM_16'
     """
     if isinstance(source, (str, os.PathLike)) and _is_stream(Path(source)):  # to open it would take from what it brings
         raise AudioError(f"{source}: expected a file, got a pipe, whose length is not known before it has been read")
@@ -106,6 +110,9 @@ def read(
              if duration_s reaches beyond that.
     raises:  AudioError if the file is missing, unreadable, empty, not audio, cut short, or holds NaN or infinite
              samples, or has no such part, track or channel.
+
+    >>> read("tests/data/connected_digits.flac", offset_s=1.0, duration_s=0.5).shape
+    (8000,)
     """
     return np.concatenate(list(_pieces(_open(source, track), offset_s, duration_s, sample_rate, channel)))
 
@@ -123,6 +130,9 @@ def blocks(
     """The waveform of `read` in pieces of block_s seconds: a recording of any length in bounded memory.
 
     yields: (n,) float32, n = round(block_s * sample_rate), the last may be shorter; joined they equal `read`'s result.
+
+    >>> [len(block) for block in blocks("tests/data/connected_digits.flac", block_s=2.0)]
+    [32000, 32000, 8009]
     """
     pieces = _pieces(_open(source, track), offset_s, duration_s, sample_rate, channel)
     yield from cut(pieces, max(1, round(block_s * sample_rate)))

@@ -153,6 +153,9 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """A waveform (N,) at another rate, (N',) float32, by soxr's high-quality filter.
 
     formula: N' = floor(N * to_rate / from_rate + 1/2).
+
+    >>> resample(np.zeros(8000), 8000, 16000).shape
+    (16000,)
     """
     if from_rate == to_rate:
         return np.asarray(waveform, dtype=np.float32)
@@ -165,6 +168,9 @@ def as_waveform(samples: Any, sample_rate: float, *, channel: int | None = None)
     channel: that one alone, from 0; otherwise all are mixed, see Mixer.
     returns: (N',) float32, mono, 16 kHz.
     raises:  AudioError, as as_samples does, and for a rate that no recording has.
+
+    >>> as_waveform(np.array([0, 16384, -16384], np.int16), 16000).tolist()
+    [0.0, 0.5, -0.5]
     """
     check_rate(sample_rate)
     converter = Converter(round(sample_rate), round(sample_rate), channel)
@@ -215,6 +221,10 @@ class Geometry(NamedTuple):
     """How the frames of a network lie in its samples: each sees receptive_field of them, frame_shift after the one before.
 
     With the zeros of `pad`, frame t is centred on samples [t * frame_shift, (t + 1) * frame_shift).
+
+    >>> geometry = Geometry(receptive_field=1520, frame_shift=640)
+    >>> geometry.frames(len(geometry.pad(np.zeros(16000))))
+    25
     """
 
     receptive_field: int

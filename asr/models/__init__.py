@@ -27,7 +27,11 @@ def names() -> dict[str, Path]:
 
 
 def find_model(model: str | Path | None) -> Path:
-    """The file of a model given by path or by name. raises: ModelError listing the names there are."""
+    """The file of a model given by path or by name. raises: ModelError listing the names there are.
+
+    >>> find_model("digits").name
+    'digits.onnx'
+    """
     path = Path(model if model is not None else DEFAULT_MODEL)
     named = names()
     if str(path) in named:
