@@ -64,8 +64,8 @@ def _serving(model: str, folder: Path) -> Iterator[_Server]:
             line = process.stdout.readline()
             print(line.strip(), flush=True)
             url = line.split()[0]
-            ports = [int(text) for text in (url.rstrip("/").rpartition(":")[2], line.rpartition(" ")[2])]
-            yield _Server(url, *ports, process.pid, folder)
+            port, wyoming = int(url.rstrip("/").rpartition(":")[2]), int(line.rpartition(" ")[2])
+            yield _Server(url, port, wyoming, process.pid, folder)
         finally:
             process.terminate()
 
@@ -324,4 +324,5 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":  # a hostile client
-    _attack(sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5]))
+    name, port, wyoming, clients, over = sys.argv[1:]
+    _attack(name, int(port), int(wyoming), int(clients), float(over))

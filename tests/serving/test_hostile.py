@@ -133,7 +133,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         lengths.append(len(text))
         return loads(text, **options)
 
-    monkeypatch.setattr(errors.json, "loads", noted)
+    monkeypatch.setattr("json.loads", noted)
     return lengths
 
 

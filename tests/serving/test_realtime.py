@@ -193,7 +193,7 @@ def test_errors_do_not_end_a_session(server: Server, event: Any, code: str) -> N
 
 def test_what_is_known_of_a_session_is_echoed_and_nothing_else(server: Server) -> None:
     turns = {"type": "server_vad", "threshold": 0.5, "prefix_padding_ms": 300, "create_response": True}
-    given = {
+    given: dict[str, dict[str, Any]] = {
         "format": {"type": "audio/pcm", "rate": 16000},
         "noise_reduction": {"type": "near_field"},
         "transcription": {"model": "whisper-1", "language": "en", "delay": "low"},
