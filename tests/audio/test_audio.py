@@ -505,17 +505,22 @@ def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: s
             reader(tmp_path / f"a{suffix}")
 
 
-class Trickle(io.BytesIO):
+class Trickle(io.RawIOBase):
     """A pipe that gives a few bytes at a time, from 1 to most."""
 
     def __init__(self, data: bytes, most: int) -> None:
-        super().__init__(data)
-        self._most, self._random = most, random.Random(0)
+        self._data, self._most, self._random = io.BytesIO(data), most, random.Random(0)
 
-    def read(self, size: int | None = -1) -> bytes:
-        assert size is not None
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
         assert size > 0, "reads all of a stream that may never end"
-        return super().read(min(size, self._random.randint(1, self._most)))
+        return self._data.read(min(size, self._random.randint(1, self._most)))
+
+
+def trickle(data: bytes, most: int) -> BinaryIO:
+    return cast(BinaryIO, Trickle(data, most))
 
 
 def chunk(name: bytes, content: bytes, length: int | None = None) -> bytes:
@@ -590,7 +595,7 @@ def test_pipe(name: str, channels: int, rate: int, most: int) -> None:
     source = tone(rate, 0.5)
     samples = source if channels == 1 else source[:, None] * np.linspace(0.5, 1.5, channels)
     data = stream(samples, rate=rate, **HEADERS[name])
-    waveform = np.concatenate(list(audio.pipe_blocks(Trickle(data, most), block_s=0.1)))
+    waveform = np.concatenate(list(audio.pipe_blocks(trickle(data, most), block_s=0.1)))
     assert waveform.dtype == np.float32
     expected = audio.resample(source, rate, RATE)
     assert len(waveform) == len(expected)
@@ -615,7 +620,7 @@ def test_pipe_and_file_give_the_same(tmp_path: Path, subtype: str, format: str) 
 )
 def test_raw_pipe(most: int, block_s: float, rate: int, spare: int) -> None:
     values = np.round(tone(rate, 0.1) * 2**15).astype("<i2")
-    pieces = list(audio.pipe_blocks(Trickle(values.tobytes() + b"x" * spare, most), rate=rate, block_s=block_s))
+    pieces = list(audio.pipe_blocks(trickle(values.tobytes() + b"x" * spare, most), rate=rate, block_s=block_s))
     size = max(1, round(block_s * RATE))
     assert all(len(piece) == size for piece in pieces[:-1])
     assert 0 < len(pieces[-1]) <= size
@@ -659,7 +664,7 @@ BAD_PIPES: dict[str, tuple[bytes, int | None, str]] = {
 def test_bad_pipe(name: str) -> None:
     data, rate, message = BAD_PIPES[name]
     with pytest.raises(AudioError) as caught:
-        list(audio.pipe_blocks(Trickle(data, 1000), rate=rate))
+        list(audio.pipe_blocks(trickle(data, 1000), rate=rate))
     assert str(caught.value).startswith("the pipe: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -667,7 +672,7 @@ def test_bad_pipe(name: str) -> None:
 
 @pytest.mark.parametrize("rate", [RATE, 48_000])
 def test_pipe_cut_short_gives_what_came_first(rate: int) -> None:
-    blocks = audio.pipe_blocks(Trickle(stream(tone(rate, 2.0), rate=rate)[: 44 + 2 * rate + 1], 9999), block_s=0.3)
+    blocks = audio.pipe_blocks(trickle(stream(tone(rate, 2.0), rate=rate)[: 44 + 2 * rate + 1], 9999), block_s=0.3)
     came = 0
     with pytest.raises(AudioError, match=r"announces 2\.00 s of audio, the stream ended after 1\.00 s"):  # noqa: PT012
         for block in blocks:
@@ -676,12 +681,12 @@ def test_pipe_cut_short_gives_what_came_first(rate: int) -> None:
 
 
 def test_pipe_that_does_not_wait() -> None:
-    class Impatient(io.BytesIO):
-        def read(self, size: int | None = -1) -> Any:
+    class Impatient(io.RawIOBase):
+        def read(self, size: int = -1) -> None:
             return None
 
     with pytest.raises(AudioError, match="non-blocking"):
-        list(audio.pipe_blocks(Impatient()))
+        list(audio.pipe_blocks(cast(BinaryIO, Impatient())))
 
 
 def test_a_real_pipe_gives_blocks_while_it_is_open() -> None:
