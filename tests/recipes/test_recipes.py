@@ -61,7 +61,7 @@ def prepare(recipe: str | Path, *arguments: object, checksums: dict[str, str] | 
     return subprocess.CompletedProcess(sys.argv, status, out.getvalue(), err.getvalue())
 
 
-def read(folder: Path, *names: str) -> list[list[manifest.Utterance]]:
+def read(folder: Path, *names: str) -> list[manifest.Utterances]:
     return [manifest.read(folder / f"{name}.jsonl") for name in names]
 
 
@@ -309,8 +309,8 @@ def test_common_voice_in_any_language(tmp_path: Path) -> None:
     done = prepare("common_voice", common_voice(tmp_path / "cv", "de", GERMAN), tmp_path / "out", "--language", "de")
     assert done.returncode == 0, done.stderr
     train, dev, test = read(tmp_path / "out", "train", "dev", "test")
-    assert [u.text for u in train + dev + test] == [text for texts in GERMAN.values() for text in texts]
-    assert len({u.speaker for u in train + dev + test}) == 3  # of their first 16 characters
+    assert [u.text for u in [*train, *dev, *test]] == [text for texts in GERMAN.values() for text in texts]
+    assert len({u.speaker for u in [*train, *dev, *test]}) == 3  # of their first 16 characters
     command = done.stdout.splitlines()[-1]
     settings = [word.strip("'") for word in command.partition("config.yaml ")[2].split(" ", 2)]
     read_back = config.read(RECIPES / "common_voice/config.yaml", settings).data
@@ -570,7 +570,7 @@ def test_an4(tmp_path: Path, kind: str) -> None:
     assert done.returncode == 0, done.stderr
     train, dev, test = read(tmp_path / "out", "train", "dev", "test")
     assert (len(train), len(dev), len(test)) == (18, 2, 3)
-    assert {u.text for u in train + dev + test} == {"rubout g m e"}
+    assert {u.text for u in [*train, *dev, *test]} == {"rubout g m e"}
     assert test[0].speaker == "meak"
     waveform = audio.read(test[0].audio)
     if kind != "sph":

@@ -141,7 +141,7 @@ def test_a_shard_that_is_not_whole_is_decoded_anew(tmp_path: Path, damage: str) 
 @pytest.mark.usefixtures("small")
 def test_processes_share_the_work_and_all_get_everything(tmp_path: Path) -> None:
     chosen = utterances(tmp_path)
-    got: dict[int, list[np.ndarray | str]] = {}
+    got: dict[int, shards.Decoded] = {}
     counts = [0, 0, 0]
 
     def work(rank: int) -> None:

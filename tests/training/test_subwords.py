@@ -219,7 +219,7 @@ def test_checkpoints_without_a_vocabulary_are_of_characters(chosen: config.Confi
 def test_joined_utterances_are_parted_by_the_space_of_the_next_piece(chosen: config.Config) -> None:
     tokens = subwords.of_settings(chosen.data)
     corpus = Corpus(chosen.data.train, tokens, chosen, geometry=Geometry(1000, 640), training=True)
-    joined = corpus._join_ids(corpus.examples[:3])
+    joined = corpus._join_ids(range(3))
     assert tokens.decode(joined) == " ab cab cab ab"
 
 
