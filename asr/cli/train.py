@@ -145,18 +145,19 @@ def summary(
     from rich.table import Table
 
     from asr.audio import SAMPLE_RATE
-    from asr.training import model
     from asr.training.config import read
+    from asr.training.model import AcousticModel
     from asr.training.pronunciation import Pronunciations
+    from asr.training.summary import summarise
 
     settings = read(config, overrides or [])
     if settings.pronunciation is not None:  # a dictionary that is missing would end a training
         Pronunciations(settings.pronunciation.dictionary, str)
-    network = model.AcousticModel(settings, settings.data.n_tokens)
+    network = AcousticModel(settings, settings.data.n_tokens)
     table = Table("layer", "kind", "output (T, features)", "parameters", box=None, pad_edge=False)
     for column in (2, 3):
         table.columns[column].justify = "right"
-    for row in model.summary(network, duration_s):
+    for row in summarise(network, duration_s):
         table.add_row(row.name, row.kind, " x ".join(map(str, row.shape)), f"{row.parameters:,}")
     console = terminal.stdout()
     console.print(table, highlight=False)

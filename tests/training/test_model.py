@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from asr import audio
 from asr.errors import ConfigError
-from asr.training import config, model
+from asr.training import config
 from asr.training.model import AcousticModel, Dropout, Network, SequenceNorm, _reverse
+from asr.training.summary import summarise
 
 CELLS = ["rnn_tanh", "rnn_relu", "gru", "lstm"]
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
@@ -81,7 +82,7 @@ def test_parameter_count(cell: str, bidirectional: bool, projection: int | None,
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
 def test_summary_counts_every_parameter_once(norm: str, subsampling: int) -> None:
     net = acoustic_model({"norm": norm, "subsampling": subsampling, "layers": 3, "projection": 5}).train()
-    rows = model.summary(net, 1.01)
+    rows = summarise(net, 1.01)
     assert sum(row.parameters for row in rows) == n_parameters(net)
     assert net.training
     frames = math.ceil(1.01 * audio.SAMPLE_RATE / net.geometry.frame_shift)
@@ -100,7 +101,7 @@ def test_summary_counts_every_parameter_once(norm: str, subsampling: int) -> Non
     [("lstm", True, "Bidirectional LSTM"), ("gru", False, "GRU"), ("rnn_relu", True, "Bidirectional RNN relu")],
 )
 def test_summary_names_the_cell(cell: str, bidirectional: bool, kind: str) -> None:
-    rows = model.summary(acoustic_model({"cell": cell, "bidirectional": bidirectional}), 0.5)
+    rows = summarise(acoustic_model({"cell": cell, "bidirectional": bidirectional}), 0.5)
     assert [row.kind for row in rows if row.name.startswith("layers")] == [kind]
 
 
