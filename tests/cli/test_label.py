@@ -8,33 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from conftest import Run
 
-from asr import cli, manifest
+from asr import manifest
 from asr.audio import SAMPLE_RATE as RATE
 from asr.corpus import label
 from asr.corpus.label import Word
 
-Run = Callable[..., tuple[int, str]]
+Label = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def asr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process, in a folder of its own: exit status and stderr; nothing is on stdout."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+def run(asr: Run) -> Label:
+    """`asr label` with a teacher: exit status and stderr; nothing is on stdout."""
 
-    def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["asr", "label", *map(str, arguments), "--teacher", "base"])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capsys.readouterr()
-        assert out == ""
-        return status, err
+    def label(*arguments: object) -> tuple[int, str]:
+        done = asr("label", *arguments, "--teacher", "base")
+        assert done.text == ""
+        return done.status, done.complaint
 
-    return run
+    return label
 
 
 @pytest.fixture
@@ -68,9 +61,9 @@ def recordings(tmp_path: Path) -> Path:
 
 
 def test_a_manifest_of_what_is_sure_and_the_reasons_of_the_rest(
-    asr: Run, teacher: list[float], recordings: Path, tmp_path: Path
+    run: Label, teacher: list[float], recordings: Path, tmp_path: Path
 ) -> None:
-    status, said = asr("speech", "-r", "-o", "train.jsonl")
+    status, said = run("speech", "-r", "-o", "train.jsonl")
     assert status == 0
     assert said.splitlines()[0] == "train.jsonl: 2 utterances, 0.00 h"
     assert said.splitlines()[-1] == "2 of 4 utterances skipped, listed with reasons in train.jsonl.skipped.jsonl"
@@ -83,11 +76,11 @@ def test_a_manifest_of_what_is_sure_and_the_reasons_of_the_rest(
     assert rows == [{"id": "1", "reason": unsure}, {"id": "2", "reason": unsure}]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["speech", "train.jsonl", "train.jsonl.skipped.jsonl"]
 
-    status, said = asr("speech", "-r", "-o", "train.jsonl")
+    status, said = run("speech", "-r", "-o", "train.jsonl")
     assert (status, said) == (1, "asr: train.jsonl: the file exists already; use --overwrite, or name another\n")
 
 
-def test_ctrl_c_and_on(asr: Run, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_and_on(run: Label, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard = 0
 
     def stopped(window: np.ndarray) -> list[Word]:
@@ -100,44 +93,44 @@ def test_ctrl_c_and_on(asr: Run, recordings: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(label, "whisper", lambda folder, language, threads: stopped)
     monkeypatch.setattr("signal.signal", lambda number, handler: None)  # left alone in this process
     monkeypatch.setattr(label, "WINDOW_S", 6.0)
-    status, said = asr("speech", "-r", "-o", "train.jsonl")
+    status, said = run("speech", "-r", "-o", "train.jsonl")
     assert (status, said) == (130, "asr: interrupted; the same command goes on from train.jsonl.begun\n")
     assert not (tmp_path / "train.jsonl").exists()
-    status, said = asr("speech", "-r", "-o", "train.jsonl", "--sure", "-0.2")
+    status, said = run("speech", "-r", "-o", "train.jsonl", "--sure", "-0.2")
     assert status == 1
     assert said == "asr: train.jsonl.begun: labels of a run with sure -0.3; --overwrite begins anew\n"
-    status, said = asr("speech", "-r", "-o", "train.jsonl")
+    status, said = run("speech", "-r", "-o", "train.jsonl")
     assert status == 0
     assert said.splitlines()[0] == "train.jsonl.begun: 2 clips are labelled already"
     assert len(manifest.read(tmp_path / "train.jsonl")) == 4
 
 
-def test_what_cannot_be_read_is_said(asr: Run, teacher: list[float], recordings: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_said(run: Label, teacher: list[float], recordings: Path, tmp_path: Path) -> None:
     (recordings / "anna/1.wav").write_bytes(b"no sound")
-    status, said = asr("speech", "missing", "-r", "-o", "train.jsonl")
+    status, said = run("speech", "missing", "-r", "-o", "train.jsonl")
     assert status == 1
     assert "asr: 1: speech/anna/1.wav: " in said
     assert "missing: no such file; check the path" in said
     assert (tmp_path / "train.jsonl").exists()
 
 
-def test_nothing_to_keep(asr: Run, recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_keep(run: Label, recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label, "whisper", lambda folder, language, threads: lambda window: [])
-    status, said = asr("speech/anna", "-o", "train.jsonl")
+    status, said = run("speech/anna", "-o", "train.jsonl")
     assert status == 1
     assert said.splitlines()[-1].startswith("asr: speech/anna: none of 2 utterances can be used; the reasons are in ")
 
 
 def test_no_recordings_no_teacher_no_library(
-    asr: Run, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Label, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert asr("speech", "-o", "a.jsonl")[1].startswith("asr: speech: expected a folder with recordings")
-    assert asr("speech/anna", "-o", "a.jsonl")[1].startswith("asr: base: expected the folder of a Whisper model")
+    assert run("speech", "-o", "a.jsonl")[1].startswith("asr: speech: expected a folder with recordings")
+    assert run("speech/anna", "-o", "a.jsonl")[1].startswith("asr: base: expected the folder of a Whisper model")
     (tmp_path / "base").mkdir()
     for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt"):
         (tmp_path / "base" / name).write_text("{}")
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
-    status, said = asr("speech/anna", "-o", "a.jsonl")
+    status, said = run("speech/anna", "-o", "a.jsonl")
     assert status == 1
     assert said.startswith("asr: this command needs faster_whisper, which is not installed; ")
     assert said.endswith("pip install '.[label]'\n")

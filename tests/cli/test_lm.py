@@ -12,12 +12,10 @@ import sys
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from conftest import DATA, Cli
+from conftest import DATA, Cli, Done, Run
 
-from asr import cli as command_line
 from asr.lm import kneserney
 from asr.lm.model import NgramModel
 from asr.models import find_model
@@ -26,34 +24,6 @@ DIGITS, SEVEN, THREE = DATA / "connected_digits.flac", DATA / "7_jackson_0.wav",
 TEXT = "Five seven, nine zero!\none two three\nthree four five\nseven\n\nthree\nnine zero one\n"
 TRANSCRIBE = ("transcribe", "-m", "digits")
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "zero"]
-
-
-class Done(NamedTuple):
-    status: int
-    text: str
-    complaint: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def asr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """As the `cli` fixture, but in this process, which loads its libraries only once."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["asr", *map(str, arguments)])
-        status = 0
-        try:
-            command_line.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return Done(status, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from conftest import Run
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Annotation
 from rich.console import Console
 
-from asr import cli as commands
 from asr.errors import TrainingError
 from asr.manifest import ManifestError, Utterance, write
 from asr.metrics import Scored
@@ -31,6 +31,7 @@ from asr.training.report import page as report_page
 from asr.training.report import pictures
 from asr.training.report.page import build
 
+Command = Callable[..., str]
 HOSTILE = '"><img src=x onerror=alert(1)></script><script>alert(2)</script>'
 TEXTS = ["ab", "c", "<script>", "cab abc b", "a b c", "bca", "aa", "cc", "b a", "abc", "c c", "b"]
 
@@ -389,23 +390,18 @@ def test_wrong_device_and_wrong_kind_of_run(finished: Path) -> None:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def command(asr: Run) -> Command:
     """The command in this process: what it says on stderr."""
 
     def run(*arguments: object, code: int = 1) -> str:
-        monkeypatch.setattr(sys, "argv", ["asr", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            commands.main()
-        out, err = capsys.readouterr()
-        assert (ended.value.code, out) == (code, "")
-        return err
+        done = asr(*arguments)
+        assert (done.status, done.text) == (code, "")
+        return done.complaint
 
     return run
 
 
-def test_the_command_writes_the_page(
-    finished: Path, tmp_path: Path, command: Callable[..., str], no_pictures: None
-) -> None:
+def test_the_command_writes_the_page(finished: Path, tmp_path: Path, command: Command, no_pictures: None) -> None:
     page = tmp_path / "pages" / "report.html"
     for overwrite in ([], ["--overwrite"]):
         said = command("report", finished, "-o", page, "--device", "cpu", "--threads", 1, *overwrite, code=0)
@@ -416,7 +412,7 @@ def test_the_command_writes_the_page(
 
 
 def test_outputs_are_refused_before_the_work(
-    finished: Path, tmp_path: Path, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_page, "build", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / "old.html").write_text("mine")
@@ -427,7 +423,7 @@ def test_outputs_are_refused_before_the_work(
 
 
 def test_without_librosa_it_is_said_how_to_get_it(
-    finished: Path, tmp_path: Path, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "librosa", None)
     for name in ("", ".page", ".pictures"):
