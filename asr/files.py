@@ -162,7 +162,7 @@ def batches(
 def each(
     work: Callable[[Item], Result], items: Iterable[Item], progress: Progress | None, description: str
 ) -> list[Result]:
-    """The result of the work for each item, in their order; in threads, for soundfile decodes without holding the GIL.
+    """Do the work for each item in threads (soundfile decodes without holding the GIL); the results in the items' order.
 
     progress: a Rich progress display to add a bar to.
     """
@@ -184,5 +184,5 @@ def each(
 
 
 def cores() -> int:
-    """Those that this process may use; not every system can tell."""
+    """How many processor cores this process may use; all of them where the system cannot tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -145,7 +145,7 @@ class Recognizer:
         )
 
     def derived(self, *, hotwords: Iterable[str] = (), phrases: Iterable[str] = ()) -> Recognizer:
-        """This recogniser steered otherwise, such as for one request; network and language model are shared.
+        """A recogniser with more hot words or other phrases, as for one request, that shares network and language model.
 
         hotwords: lines as of a file of hot words, besides those it has.
         phrases:  the text is restricted to these, instead of its grammar.

@@ -115,7 +115,7 @@ class _Unseen:
 
 
 def stdout() -> Console:
-    """For tables and reports. In a pipe or file nothing is wrapped or cut to a width that is nobody's."""
+    """The console for tables and reports; in a pipe or file, no line is wrapped or cut to a terminal's width."""
     from rich.console import Console
 
     wide = sys.stdout is not None and not sys.stdout.isatty() and "COLUMNS" not in os.environ
@@ -202,7 +202,7 @@ def clock(seconds: float) -> str:
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
-    """Before the work, which may take hours. What comes with the package is never replaced."""
+    """Raise AsrError where an output exists already, before hours of work; what the package brings is never replaced."""
     from asr.models import is_bundled
 
     if is_bundled(output):

@@ -76,7 +76,7 @@ def _check_end(raw: BinaryIO, size: int) -> None:
 
 
 def _pages(raw: BinaryIO, start: int, end: int, serial: int) -> list[_Page]:
-    """Those of one stream in a stretch of the file."""
+    """The pages of one stream in a stretch of the file."""
     found = []
     at = start
     while at < end:

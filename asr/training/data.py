@@ -265,11 +265,11 @@ class Corpus:
     def heard(
         self, batch: Batch, device: torch.device, recordings: augment.Recordings | None = None
     ) -> tuple[Tensor, list[int]]:
-        """What the network gets of a batch, on its device.
+        """The waveforms of a batch as the network hears them, on its device.
 
         recordings: the corpus's, on that device.
-        returns:    waveforms (B, N) float32, perturbed, and padded by zeros as `asr.audio.pad` does it; and their
-                    lengths in samples with that padding.
+        returns:    waveforms (B, N) float32, perturbed, and padded as `Geometry.pad` does it; and their lengths in
+                    samples with that padding.
         """
         waveforms = batch.samples.to(device, non_blocking=True).float() / shards.FULL_SCALE
         waveforms, lengths = augment.apply(

@@ -118,7 +118,7 @@ def level(x: Tensor) -> Tensor:
 
 
 def shape_of(settings: config.Network) -> Shape:
-    """Of the encoder that the settings ask for, which its folder tells where they do not. raises: ConfigError."""
+    """The size of the encoder that the settings ask for, from its folder where they do not say. raises: ConfigError."""
     assert settings.encoder is not None
     if settings.encoder_width and settings.encoder_blocks:
         return Shape(settings.encoder_width, settings.encoder_blocks)
@@ -207,7 +207,7 @@ def _safetensors(path: Path) -> _Weights:
 
 
 def _check_config(path: Path, conv: Tensor) -> None:
-    """That a model's own settings agree with what is built here."""
+    """Check that a model's own settings agree with what is built here."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         heads, mels = int(told["encoder_attention_heads"]), int(told["num_mel_bins"])

@@ -46,7 +46,7 @@ def export(
     """Write the model of a run folder (or of one weights file) as ONNX.
 
     The graph, for a part of an utterance or all of it (AcousticModel.stream):
-        "waveform" (1, N) float32, padded by `asr.audio.pad`;  "keep" () int64, the frames of the part, the rest is context;
+        "waveform" (1, N) float32, padded by `Geometry.pad`;  "keep" () int64, the frames of the part, the rest is context;
         "state" (S, 1, H) float32, zeros at first
      -> "log_probs" (1, T, V) float32, natural log, of which `keep` frames count;  "next_state" (S, 1, H).
     int8:   quantise the weights of LSTM and linear layers; features and convolutions stay float. onnxruntime has no

@@ -12,7 +12,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 
 def share_weights(graph: onnx.ModelProto, named: set[str]) -> None:
-    """Equal weights of several operators become one: a forward direction stands twice, for the part and for its context.
+    """Let operators with equal weights share them: a forward direction stands twice, for the part and for its context.
 
     named: what keeps its name, of `exported.name_weights`.
     """

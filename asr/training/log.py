@@ -58,7 +58,7 @@ class Log:
                 self._board.add_scalar(f"{name}/{part}" if part else name, number, step)
 
     def flush(self) -> int:
-        """Everything on disk; the size of log.jsonl in bytes."""
+        """Write everything to disk; returns the size of log.jsonl in bytes."""
         if not self._active:
             return 0
         self._file.flush()

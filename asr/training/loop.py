@@ -269,7 +269,7 @@ class Training:
             self._settle(before)
 
     def _settle(self, update: Update | None = None) -> None:
-        """Take note of what became of an update; without one, of the last.
+        """Check an update that is done, and log it; without an argument, the last one.
 
         raises: TrainingError if it was not finite. The weights are spoilt then, and must not have been saved.
         """
@@ -293,7 +293,7 @@ class Training:
                 self.log.write({**row, "gradient_norm": norm, "layers": layers}, update.step)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """CTC losses (B,) in nats of one batch, and what is minimised: their sum, and if wished the sounds' share."""
+        """CTC losses (B,) in nats of one batch, and what is minimised: their sum, with the sounds' if they are set."""
         with torch.no_grad():
             with self.profile.part("perturbation"):
                 waveforms, lengths = self.train_set.heard(batch, self.fabric.device, self.recordings)
@@ -318,8 +318,8 @@ class Training:
         return losses, objective
 
     def _chunk(self) -> tuple[tuple[int, int] | None, int]:
-        """In how many frames, and with how many to their right, this batch is heard, None for whole utterances; and with
-        how many to their left by a pre-trained encoder."""
+        """Draw how this batch is heard: (frames of a part, frames to its right), or None for whole utterances; and the
+        frames to its left that a pre-trained encoder hears with it."""
         stream = self.settings.stream
         if stream is None:
             return None, 0

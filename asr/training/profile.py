@@ -41,7 +41,7 @@ class Profile:
             self._seconds[name] = self._seconds.get(name, 0.0) + self._now() - started
 
     def waits(self, name: str, values: Iterable[T]) -> Iterator[T]:
-        """The values; what it takes to get each is the part's time."""
+        """The same values; the time that each takes to come counts as the part's."""
         source = iter(values)
         while True:
             with self.part(name):

@@ -109,7 +109,7 @@ def prepare(run: Path, settings: config.Config, resume: bool, console: Console) 
 
 
 def start_from(run: Path) -> str:
-    """What to do where a checkpoint is of no use."""
+    """The advice where a checkpoint is of no use."""
     weights = max(run.glob("epoch-*.safetensors"), default=None)
     if weights is None:
         return "start the training again in another --run folder"
@@ -177,7 +177,7 @@ class Weights:
     settings: config.Config
 
     def file(self, epoch: int) -> Path:
-        """Of an epoch, counted from 0."""
+        """The file of an epoch's weights; epochs count from 0."""
         return self.run / f"epoch-{epoch + 1:04d}.safetensors"
 
     def select(self, history: Sequence[Mapping[str, float]]) -> int:
@@ -201,7 +201,7 @@ class Weights:
             self.file(epoch).unlink(missing_ok=True)
 
     def candidates(self, history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Tensor]]:
-        """What the model may be made of, by what it is called."""
+        """The weights that the model may be made of, by a name for each."""
         found = {f"{self.settings.select} epoch": checkpoint.load(self.file(self.select(history)))[0]}
         if len(averaged := self.to_average(history)) > 1:
             paths = [self.file(epoch) for epoch in averaged]

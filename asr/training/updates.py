@@ -60,7 +60,7 @@ def batches_of_updates(planned: int, done: int, group: int) -> list[range]:
 
 
 def seed(*key: int) -> None:
-    """Seed torch's generators by what is drawn for: the same for a batch in whichever process, after whatever else."""
+    """Seed torch's generators from a key: a batch gets the same draws in any process, whatever was drawn before."""
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
