@@ -28,6 +28,7 @@ from asr.transcript import Alternatives, Transcript, Word, sounded_out, words_of
 
 if TYPE_CHECKING:
     from asr.decoding.grammar import Grammar
+    from asr.lm.neural import NeuralLm
 
 MAX_S = 20 * 60.0  # in one pass of the network; more would need gigabytes
 MAX_STEERING = 1000  # hot words, or phrases, of a derived recogniser
@@ -50,6 +51,7 @@ class Recognizer:
     beam:     prefixes kept by the beam search; 1 without anything below is greedy decoding.
     lm:       a language model: a file in ARPA format or of `asr lm train`, or the model itself; for "none", "bundled" and
               what is heeded if none is given, see `asr.models.choose_lm`.
+    rescore:  a recurrent language model, a file of `asr lm train --neural`: ranks anew the texts that the search ends with.
     decoding: settings of asr.decoding.fusion.Decoding that differ from those that `asr tune` has stored in the model's file.
     hotwords: words and phrases to expect, as a file or a list: "Kubernetes^5" with the boost in nats, or without.
     grammar:  a file of phrases or JSGF that the text is restricted to, or a list of phrases.
@@ -72,6 +74,7 @@ class Recognizer:
         *,
         beam: int = 128,
         lm: str | Path | NgramModel | None = None,
+        rescore: str | Path | None = None,
         decoding: Mapping[str, Any] | None = None,
         hotwords: str | Path | Iterable[str] | None = None,
         grammar: str | Path | Iterable[str] | None = None,
@@ -87,6 +90,7 @@ class Recognizer:
             "model": model,
             "beam": beam,
             "lm": lm,
+            "rescore": rescore,
             "decoding": decoding,
             "hotwords": hotwords,
             "grammar": grammar,
@@ -111,6 +115,11 @@ class Recognizer:
             )
         self.decoding = replace(_numbers(Decoding, self.card.get("decoding")) or Decoding(), **(decoding or {}))
         self.normalise = normaliser(self.card.get("normaliser", "none"))
+        self.neural: NeuralLm | None = None
+        if rescore is not None:
+            from asr.lm.neural import NeuralLm
+
+            self.neural = NeuralLm(rescore)
         self._boosts: dict[str, float] | None = None
         self._grammar: Grammar | None = None
         if isinstance(hotwords, str | Path):
@@ -138,6 +147,7 @@ class Recognizer:
             beam=beam,
             lm=self.lm,
             decoding=self.decoding,
+            neural=self.neural,
             hotwords=self._boosts,
             grammar=self._grammar,
             reject=self._arguments["reject"],
@@ -166,7 +176,7 @@ class Recognizer:
             other._grammar = Grammar.of(sentences, self.normalise, self.tokens)
             other._arguments["grammar"] = sentences
             if self.lm_path is not None and other._choose_lm() is None:
-                other.lm = other.lm_path = None
+                other.lm = other.lm_path = other.neural = None
         if words or sentences:
             other.decoder = other._decoder()
         return other

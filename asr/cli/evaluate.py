@@ -137,6 +137,7 @@ def tune(
     overwrite: options.Overwrite = False,
     lm: options.Lm = None,
     beam: options.Beam = 128,
+    rescore: options.Rescore = None,
     closed: Annotated[bool, Option("--closed", help="Only words that the language model knows.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Print the settings, change nothing.")] = False,
 ) -> None:
@@ -149,6 +150,11 @@ def tune(
 
     options.refuse(
         (closed and not options.has_lm(model, lm, beam), "--closed", "is for a language model: --lm FILE"),
+        (
+            rescore is not None and not options.has_lm(model, lm, beam),
+            "--rescore",
+            "is for a language model: --lm FILE",
+        ),
         (output is not None and dry_run, "--dry-run", "writes nothing, not to --output either"),
         (overwrite and output is None, "--overwrite", "is of a copy: -o FILE"),
     )
@@ -162,7 +168,7 @@ def tune(
         if not os.access(target.parent, os.W_OK):
             raise AsrError(f"{target}: no permission to write there; write a copy elsewhere with -o, or use --dry-run")
     utterances = read(manifest)
-    recognizer = Recognizer(model, beam=beam, lm=lm, decoding={"unknown": None} if closed else None)
+    recognizer = Recognizer(model, beam=beam, lm=lm, rescore=rescore, decoding={"unknown": None} if closed else None)
     options.note_unspelt(recognizer)
     terminal.note(options.describe(recognizer))
     failures: list[AsrError] = []
@@ -196,6 +202,16 @@ def _best_weights(recognizer: Recognizer, examples: Sequence[Example], beam: int
     best = tuning.search(
         examples, recognizer.tokens, recognizer.lm, beam=beam, start=recognizer.decoding, progress=tell
     )
+    if recognizer.neural is not None:
+        best = tuning.best_share(
+            examples,
+            recognizer.tokens,
+            recognizer.lm,
+            recognizer.neural,
+            beam=beam,
+            start=best.decoding,
+            progress=tell,
+        )
     terminal.show(f"{best}\n")
     return best.decoding
 
@@ -209,7 +225,9 @@ def _calibrate(
 
     decoders = {"greedy": Decoder(recognizer.tokens, beam=1), "beam": Decoder(recognizer.tokens, beam=beam)}
     if best is not None:
-        decoders["lm"] = Decoder(recognizer.tokens, beam=beam, lm=recognizer.lm, decoding=best)
+        decoders["lm"] = Decoder(
+            recognizer.tokens, beam=beam, lm=recognizer.lm, decoding=best, neural=recognizer.neural
+        )
     calibrations: dict[str, Calibration] = {}
     for kind, decoder in progress.track(decoders.items(), description="calibrating"):
         wer, cer = tuning.error_rates(examples, decoder)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
@@ -13,14 +14,18 @@ from asr.cli.command import Argument, Group, Option
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from asr.lm.model import NgramModel
 
 app = Group(
     "lm",
     {
-        "train": ("asr.cli.lm:train", "asr lm train books.txt.xz -o english.lm --vocab 60000 --entropy 1e-8"),
+        "train": (
+            "asr.cli.lm:train",
+            "asr lm train books.txt.xz -o english.lm --vocab 60000 --entropy 1e-8",
+            "asr lm train books.txt.xz -o english-lstm.onnx --neural",
+        ),
         "mix": ("asr.cli.lm:mix", "asr lm mix books.lm ours.lm -o english.lm --tune data/dev.jsonl"),
         "convert": ("asr.cli.lm:convert", "asr lm convert english.arpa.gz -o english.lm"),
         "perplexity": ("asr.cli.lm:perplexity", "asr lm perplexity english.lm data/dev.jsonl"),
@@ -52,13 +57,17 @@ def train(
         list[Path] | None,
         Option(help="Leave out what shares 7 words in a row with this manifest or text, such as a test set."),
     ] = None,
+    neural: Annotated[bool, Option("--neural", help="A recurrent model, to rescore with: an LSTM, as .onnx.")] = False,
+    hidden: Annotated[int | None, Option(help="Cells of the LSTM.", min=1, show_default="512")] = None,
+    epochs: Annotated[
+        float | None, Option(help="Passes of the LSTM over the text.", min=0.001, show_default="1")
+    ] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on with a training of an LSTM that was interrupted.")] = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Estimate an n-gram model from text: interpolated modified Kneser-Ney."""
+    """Estimate an n-gram model from text: interpolated modified Kneser-Ney; with --neural, train a recurrent one."""
     from asr.decoding import fusion
     from asr.lm import kneserney
-    from asr.lm import text as lmtext
-    from asr.text import normaliser
 
     try:
         thresholds = [int(part) for part in prune.replace(",", " ").split()]
@@ -66,37 +75,68 @@ def train(
         raise click.BadParameter(
             f"expected whole numbers such as '0 0 1', got {prune!r}", param_hint="--prune"
         ) from None
+    recurrent = {"hidden": hidden, "epochs": epochs, "resume": resume}
+    options.refuse(
+        (neural and bool(prune or entropy or characters), "--neural", "has no n-grams to prune, and no letters"),
+        (neural and output.suffix != ".onnx", "--output", "expected a name that ends in .onnx, for --neural"),
+        (not neural and any(recurrent.values()), "--hidden, --epochs, --resume", "are of --neural"),
+    )
     terminal.refuse_existing(output, overwrite)
-    chosen = normaliser(normalise)
-    without = lmtext.Without(lmtext.lines(exclude or [], chosen))
-    with terminal.interruptible():
-        lines = without(lmtext.lines(texts, chosen))
+    info = {"texts": [path.name for path in texts], "normaliser": normalise}
+    with terminal.interruptible(), _lines(texts, exclude or [], normalise) as lines:
+        if neural:
+            _train_neural(lines, output, info, {"vocabulary_size": vocab, "alphabet": alphabet, **recurrent})
+            return
         if characters:
             lines = map(fusion.spell, lines)
             alphabet = alphabet and alphabet.replace(" ", fusion.SPACE)
-        try:
-            model = kneserney.train(
-                lines,
-                order=order,
-                vocabulary_size=vocab,
-                alphabet=alphabet,
-                prune=thresholds,
-                entropy=entropy,
-                progress=terminal.note,
-            )
-        finally:  # also where nothing was left
-            if exclude:
-                terminal.note(
-                    f"{without.dropped} of {without.seen} lines equal a held-out text or share {lmtext.OVERLAP} words in "
-                    "a row with one, and were left out"
-                )
-                if without.dropped > without.seen / 2:
-                    terminal.note(
-                        "warning: that is most of them; where every set has the same sentences, as of commands or digits, "
-                        "do without --exclude"
-                    )
-        model.info |= {"texts": [path.name for path in texts], "normaliser": normalise}
+        model = kneserney.train(
+            lines,
+            order=order,
+            vocabulary_size=vocab,
+            alphabet=alphabet,
+            prune=thresholds,
+            entropy=entropy,
+            progress=terminal.note,
+        )
+        model.info |= info
         _write_lm(model, output)
+
+
+@contextmanager
+def _lines(texts: Sequence[Path], exclude: Sequence[Path], normalise: str) -> Iterator[Iterator[str]]:
+    """The normalised lines of texts without what is excluded; how much that was is told at the end."""
+    from asr.lm import text as lmtext
+    from asr.text import normaliser
+
+    chosen = normaliser(normalise)
+    without = lmtext.Without(lmtext.lines(exclude, chosen))
+    try:
+        yield without(lmtext.lines(texts, chosen))
+    finally:  # also where nothing was left
+        if exclude:
+            terminal.note(
+                f"{without.dropped} of {without.seen} lines equal a held-out text or share {lmtext.OVERLAP} words in a row "
+                "with one, and were left out"
+            )
+        if without.dropped > without.seen / 2:
+            terminal.note(
+                "warning: that is most of them; where every set has the same sentences, as of commands or digits, "
+                "do without --exclude"
+            )
+
+
+def _train_neural(lines: Iterator[str], output: Path, info: dict[str, Any], settings: dict[str, Any]) -> None:
+    from asr.training import neural_lm
+
+    resume = settings.pop("resume")
+    chosen = neural_lm.Settings(**{name: value for name, value in settings.items() if value is not None})
+    with terminal.asked_to_end() as asked:
+        finished = neural_lm.train(lines, output, chosen, info=info, resume=resume, stop=asked, progress=terminal.note)
+    if not finished:
+        terminal.note("interrupted; --resume goes on from here")
+        raise click.exceptions.Exit(130)
+    terminal.note(f"{output}: {output.stat().st_size / 1e6:.1f} MB; use it with --rescore {output}")
 
 
 def mix(
@@ -159,12 +199,14 @@ def perplexity(
     from asr.decoding import fusion
     from asr.lm import text as lmtext
     from asr.lm.model import NgramModel
+    from asr.lm.neural import NeuralLm
     from asr.text import normaliser
 
-    loaded = NgramModel.load(options.lm_path(model))
+    path = options.lm_path(model)
+    loaded = NeuralLm(path) if path.suffix == ".onnx" else NgramModel.load(path)
     read = lmtext.lines(texts, normaliser(normalise or str(loaded.info.get("normaliser", "english"))))
     lines: Iterator[str] = filter(None, read)  # as for asr lm train, an empty line is no sentence
-    if fusion.is_character_model(loaded):
+    if isinstance(loaded, NgramModel) and fusion.is_character_model(loaded):
         lines = map(fusion.spell, lines)
     with terminal.interruptible():
         found = loaded.perplexity(lines)

@@ -39,6 +39,10 @@ Weights = Annotated[
         show_default="the model's own",
     ),
 ]
+Rescore = Annotated[
+    Path | None,
+    Option("--rescore", help="A recurrent language model, of asr lm train --neural, that ranks the best texts anew."),
+]
 HotWords = Annotated[
     Path | None, Option("--hotwords", help="A file of words and phrases to expect, one a line: Kubernetes^5.")
 ]
@@ -65,15 +69,17 @@ class Steering:
     beam: Beam = 128
     lm: Lm = None
     decoding: Weights = None
+    rescore: Rescore = None
     hotwords: HotWords = None
     grammar: GrammarFile = None
     reject: Reject = None
 
     def arguments(self, model: str) -> dict[str, Any]:
         """What the options say, as arguments of a Recognizer."""
-        idle = self.decoding is not None and not has_lm(model, self.lm, self.beam, self.grammar)
+        without = not has_lm(model, self.lm, self.beam, self.grammar)
         refuse(
-            (idle, "--decoding", "steers a language model: --lm FILE"),
+            (without and self.decoding is not None, "--decoding", "steers a language model: --lm FILE"),
+            (without and self.rescore is not None, "--rescore", "ranks what a language model has found: --lm FILE"),
             (self.reject is not None and self.grammar is None, "--reject", "is for a grammar: --grammar FILE"),
         )
         return {**vars(self), "decoding": _weights(self.decoding or "")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from asr.transcript import Word, words_of
 
 if TYPE_CHECKING:
     from asr.decoding.grammar import Grammar
+    from asr.lm.neural import NeuralLm
 
 # A token of lower log-probability than this in a frame grows no prefix there, and a prefix that ranks so much lower than the
 # best is dropped. Neither costs any errors (recipes/english/RESULTS.md); half the frames become free.
@@ -33,6 +34,7 @@ class Decoder:
     tokens:      the network's vocabulary.
     beam:        prefixes kept by the search; 1 without anything to steer it is greedy decoding.
     lm:          a word or character n-gram model, heeded as `decoding` says.
+    neural:      a recurrent model that is mixed into `lm` to rank anew what the search ends with.
     hotwords:    phrase -> boost, normalised as the recogniser's texts.
     grammar:     restricts the text to its sentences.
     reject:      with a grammar, how much less probable than the best free text a sentence may be, in nats a letter, before
@@ -47,6 +49,7 @@ class Decoder:
         beam: int = 128,
         lm: NgramModel | None = None,
         decoding: Decoding | None = None,
+        neural: NeuralLm | None = None,
         hotwords: Mapping[str, float] | None = None,
         grammar: Grammar | None = None,
         reject: float | None = None,
@@ -65,6 +68,11 @@ class Decoder:
             fused = scorer(lm, tokens.characters, decoding or Decoding(), names)
             self.unspelt = fused.unspelt
             self.scorers.append(fused)
+        self._rescore: Callable[[list[ctc.Hypothesis]], list[ctc.Hypothesis]] | None = None
+        if neural is not None:
+            from asr.decoding.rescoring import Rescorer
+
+            self._rescore = Rescorer(neural, lm, decoding or Decoding(), tokens)
         if hotwords:
             self.scorers.append(HotWords(hotwords, tokens.characters))
         if grammar is not None:
@@ -84,6 +92,8 @@ class Decoder:
             found = ctc.beam(log_probs, self.beam, self.beam, self.scorers)
         if self.tokens.subwords:
             found = self._merge(found)
+        if self._rescore is not None:
+            found = self._rescore(found)
         if found and self._reject is not None:
             free = ctc.greedy(log_probs)
             letters = max(len(self.tokens.decode(one.token_ids)) for one in (found[0], free)) or 1
@@ -107,7 +117,7 @@ class Decoder:
         return sorted(merged, key=lambda one: -one.score)
 
     def search(self) -> ctc.BeamSearch:
-        """A beam search that takes its frames in pieces, steered alike; without rejection."""
+        """A beam search that takes its frames in pieces, steered alike; without rejection and rescoring."""
         return ctc.BeamSearch(
             len(self.tokens), self.beam, self.scorers, token_floor=_TOKEN_FLOOR, score_range=_SCORE_RANGE
         )

@@ -31,18 +31,21 @@ class Decoding:
     lm_weight:   factor of the model's log-probabilities.
     word_bonus:  added for each word (of a character model: each character), since every one costs probability.
     unknown:     added for a word outside the vocabulary, beside what the model gives to <unk>; None forbids such words.
-    raises:      DecodingError if one is beyond MAX_WEIGHT, or the first below 0.
+    neural_share: of a word's probability, what a recurrent model says where one rescores (asr.decoding.rescoring); 0 to 1.
+    raises:      DecodingError if one is beyond MAX_WEIGHT, the first below 0, or the last not a share.
     """
 
     lm_weight: float = 0.8
     word_bonus: float = 0.0
     unknown: float | None = -12.0
+    neural_share: float = 0.5
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
             ("lm_weight", self.lm_weight, 0.0, MAX_WEIGHT),
             ("word_bonus", self.word_bonus, -MAX_WEIGHT, MAX_WEIGHT),
             ("unknown", 0.0 if self.unknown is None else self.unknown, -MAX_WEIGHT, MAX_WEIGHT),
+            ("neural_share", self.neural_share, 0.0, 1.0),
         ):
             if value is None or not low <= value <= high:  # nor NaN
                 raise DecodingError(f"expected for {name} a number from {low:g} to {high:g}, got {value}")

@@ -18,10 +18,12 @@ from asr.decoding.confidence import Calibration
 from asr.decoding.decoder import Decoder
 from asr.decoding.fusion import Decoding
 from asr.lm.model import NgramModel
+from asr.lm.neural import NeuralLm
 from asr.models import onnxfile
 from asr.tokens import Tokens
 
 _FIRST_STEPS = {"lm_weight": 0.3, "word_bonus": 1.0, "unknown": 4.0}
+_SHARES = (0.0, 0.2, 0.4, 0.6, 0.8)  # a finer choice would be the dev set's noise
 _ROUNDS = 4  # with half the steps each
 
 
@@ -42,9 +44,10 @@ class Trial:
     cer: float
 
     def __str__(self) -> str:
-        weights = ",".join(
-            f"{name}={'never' if value is None else value}" for name, value in asdict(self.decoding).items()
-        )
+        settings = asdict(self.decoding)
+        if settings["neural_share"] == Decoding().neural_share:  # as where nothing rescores
+            del settings["neural_share"]
+        weights = ",".join(f"{name}={'never' if value is None else value}" for name, value in settings.items())
         return f"--decoding {weights}: WER {self.wer:.2%}, CER {self.cer:.2%}"
 
 
@@ -88,6 +91,26 @@ def search(
                     if (trial.wer, trial.cer) < (best.wer, best.cer):
                         best, moved = trial, True
     return best
+
+
+def best_share(
+    examples: Sequence[Example],
+    tokens: Tokens,
+    lm: NgramModel,
+    neural: NeuralLm,
+    *,
+    beam: int,
+    start: Decoding,
+    progress: Callable[[Trial], None] = lambda trial: None,
+) -> Trial:
+    """The trial with the lowest WER, then the lowest CER, of several neural_shares; all else as in `start`."""
+    trials = []
+    for share in _SHARES:
+        decoding = replace(start, neural_share=share)
+        decoder = Decoder(tokens, beam=beam, lm=lm, decoding=decoding, neural=neural)
+        trials.append(Trial(decoding, *error_rates(examples, decoder)))
+        progress(trials[-1])
+    return min(trials, key=lambda trial: (trial.wer, trial.cer))
 
 
 def error_rates(examples: Sequence[Example], decoder: Decoder) -> tuple[float, float]:

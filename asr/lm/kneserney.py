@@ -75,7 +75,7 @@ def train(
     """
     tell = progress or (lambda _: None)
     thresholds = _thresholds(order, vocabulary_size, prune, entropy)
-    text = _read(sentences, vocabulary_size, alphabet)
+    text = read(sentences, vocabulary_size, alphabet)
     tell(
         f"{text.n_tokens} words in {text.n_lines} lines ({text.n_empty} empty ones skipped); "
         f"{len(text.words) - len(SPECIAL_WORDS)} words known, {text.n_unknown} times another one"
@@ -116,7 +116,7 @@ def train(
 
 
 @dataclass(slots=True)
-class _Text:
+class Text:
     """ids: (n,) int32, the lines one after another with <s> and </s>; words: the vocabulary by id."""
 
     ids: np.ndarray
@@ -174,7 +174,7 @@ def _thresholds(order: int, vocabulary_size: int | None, prune: Sequence[int], e
     return thresholds + thresholds[-1:] * (order - len(thresholds))
 
 
-def _read(sentences: Iterable[str], vocabulary_size: int | None, alphabet: Iterable[str] | None) -> _Text:
+def read(sentences: Iterable[str], vocabulary_size: int | None, alphabet: Iterable[str] | None) -> Text:
     """The text as word ids. Which words are known is only seen at its end, so until then each new word gets a number."""
     numbers: defaultdict[str, int] = defaultdict(count(len(SPECIAL_WORDS)).__next__)
     stream = array("i")
@@ -205,7 +205,7 @@ def _read(sentences: Iterable[str], vocabulary_size: int | None, alphabet: Itera
     ids[[BOS, EOS, *(numbers[word] for word in frequent)]] = range(1, len(vocabulary))
     n_lines = int(counts[EOS])
     n_tokens = len(numbered) - 2 * n_lines
-    return _Text(ids[numbered], vocabulary, n_tokens, int(counts[ids == UNK].sum()), n_lines, n_empty)
+    return Text(ids[numbered], vocabulary, n_tokens, int(counts[ids == UNK].sum()), n_lines, n_empty)
 
 
 def _count(ids: np.ndarray, n_words: int, order: int) -> list[_Table]:

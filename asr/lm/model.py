@@ -286,6 +286,13 @@ class NgramModel:
         ids = self.ids([*words, SPECIAL_WORDS[EOS]] if eos else words)
         return float(self._score_all(ids, np.array([len(ids)]), self.start if bos else 0).sum())
 
+    def log_probs_of(self, lines: Sequence[str]) -> list[np.ndarray]:
+        """Natural log p of each word of each sentence after those before it, and of its end: (words + 1,) float64 each."""
+        sentences = [[*line.split(), SPECIAL_WORDS[EOS]] for line in lines]
+        lengths = np.array([len(sentence) for sentence in sentences])
+        log_probs = self._score_all(self.ids(word for words in sentences for word in words), lengths, self.start)
+        return np.split(log_probs, np.cumsum(lengths)[:-1])
+
     def perplexity(self, lines: Iterable[str]) -> Perplexity:
         """The perplexity of a text, one sentence a line, words between white space; an empty line is a sentence too."""
         words = sentences = oovs = 0

@@ -43,29 +43,8 @@ class Network:
         if threads < 1:
             raise ModelError(f"expected at least 1 thread, got {threads}")
         self.path = path
-        _limit_memory()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what it would log is in its exceptions
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads sleep
-        options.add_session_config_entry("session.use_env_allocators", "1")  # that of _limit_memory
-        options.add_session_config_entry("session.load_model_format", "ONNX")  # or it would guess
-        options.intra_op_num_threads = threads
-        try:
-            # Folding constants would compute outside of the limited memory, and these networks gain nothing by it.
-            self._session = onnxruntime.InferenceSession(
-                onnxfile.read(path),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=["ConstantFolding"],
-            )
-        except PermissionError:
-            raise ModelError(f"{path}: no permission to read this file; change its mode or its owner") from None
-        except Exception as error:  # onnxruntime has no narrower class for bad files
-            raise ModelError(
-                f"{path}: expected a model (ONNX) written by asr export, got: {_reason(error)}; "
-                "export it again, or get a whole copy"
-            ) from None
-        self.card = _read_card(self._session, path)
+        self._session, told = open_session(path, threads)
+        self.card = _read_card(told, path)
         self.name: str = self.card["name"]
         try:
             self.tokens = Tokens(self.card["tokens"])
@@ -142,10 +121,7 @@ class Network:
             names.append("next_state")
         elif keep != frames or state is not None:
             raise ModelError(f"{self.path}: this model only hears whole utterances; export it again, with this version")
-        try:
-            log_probs, *after = self._session.run(names, inputs)
-        except Exception as error:  # onnxruntime has no narrower class here either
-            raise ModelError(f"{self.path}: the network cannot run: {_reason(error)}; export it again") from None
+        log_probs, *after = run_session(self._session, self.path, names, inputs)
         got_frames = (
             log_probs.shape[1] if log_probs.ndim == 3 and self.can_stream and not self.bidirectional else frames
         )
@@ -157,6 +133,45 @@ class Network:
                 f"got {got if got != expected else 'NaN'}; train it again"
             )
         return np.asarray(log_probs[0, :keep]), after[0] if after else self.first_state()
+
+
+def open_session(path: Path, threads: int) -> tuple[Any, str]:
+    """A network's file as a session of onnxruntime, and its metadata of ours, "" without any. raises: ModelError."""
+    _limit_memory()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it would log is in its exceptions
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads sleep
+    options.add_session_config_entry("session.use_env_allocators", "1")  # that of _limit_memory
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # or it would guess
+    options.intra_op_num_threads = threads
+    try:
+        # Folding constants would compute outside of the limited memory, and these networks gain nothing by it.
+        session = onnxruntime.InferenceSession(
+            onnxfile.read(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["ConstantFolding"],
+        )
+    except PermissionError:
+        raise ModelError(f"{path}: no permission to read this file; change its mode or its owner") from None
+    except Exception as error:  # onnxruntime has no narrower class for bad files
+        raise ModelError(
+            f"{path}: expected a model (ONNX) written by asr export, got: {_reason(error)}; "
+            "export it again, or get a whole copy"
+        ) from None
+    try:
+        return session, session.get_modelmeta().custom_metadata_map.get("asr", "")
+    except UnicodeDecodeError:
+        raise ModelError(f"{path}: expected metadata in UTF-8, got other bytes; export it again") from None
+
+
+def run_session(session: Any, path: Path, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """What a network of `open_session` gives under these names. raises: ModelError."""
+    try:
+        outputs: list[np.ndarray] = session.run(names, inputs)
+    except Exception as error:  # onnxruntime has no narrower class here either
+        raise ModelError(f"{path}: the network cannot run: {_reason(error)}; export it again") from None
+    return outputs
 
 
 def _windows(card: dict[str, Any], shift_s: float, path: Path) -> tuple[int, int]:
@@ -189,13 +204,9 @@ def _reason(error: Exception) -> str:
     return str(error).strip().rpartition("\n")[2].rstrip(".") or type(error).__name__
 
 
-def _read_card(session: Any, path: Path) -> dict[str, Any]:
+def _read_card(text: str, path: Path) -> dict[str, Any]:
     """The metadata that `asr export` wrote."""
-    try:
-        text = session.get_modelmeta().custom_metadata_map.get("asr")
-    except UnicodeDecodeError:
-        raise ModelError(f"{path}: expected metadata in UTF-8, got other bytes; export it again") from None
-    if text is None:
+    if not text:
         raise ModelError(f"{path}: expected a model written by asr export, got an ONNX file without its metadata")
     try:
         card: dict[str, Any] = json.loads(text)

@@ -91,7 +91,7 @@ def export(
             _check_sound(model, graph.SerializeToString())
     card = _card(model, settings, tokens, name or settings.name)
     training = state.get("training", {}) | ({"temperature": temperature} if temperature != 1 else {})
-    _write(graph, card | {"precision": "int8" if int8 else "float32", "training": training}, out)
+    write(graph, card | {"precision": "int8" if int8 else "float32", "training": training}, out)
 
 
 def _card(model: AcousticModel, settings: config.Config, tokens: Tokens, name: str) -> dict[str, Any]:
@@ -131,10 +131,10 @@ def annotate(path: Path, figures: Mapping[str, Any]) -> None:
     """Add figures, such as error rates, to the card of an exported model."""
     graph = onnx.load(path)
     card = json.loads(next(prop.value for prop in graph.metadata_props if prop.key == "asr"))
-    _write(graph, card | {"figures": {**card.get("figures", {}), **figures}}, path)
+    write(graph, card | {"figures": {**card.get("figures", {}), **figures}}, path)
 
 
-def _write(graph: onnx.ModelProto, card: Mapping[str, Any], out: Path) -> None:
+def write(graph: onnx.ModelProto, card: Mapping[str, Any], out: Path) -> None:
     """Write a graph with its card, whole or not at all. raises: OutputError; TrainingError if it would be refused."""
     onnx.helper.set_model_props(graph, {"asr": json.dumps(card, ensure_ascii=False)})
     try:

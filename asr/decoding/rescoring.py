@@ -1,0 +1,63 @@
+"""Choosing among the texts that the beam search ends with, by a recurrent language model.
+
+The search has ranked its texts with an n-gram model. Of the best of them a recurrent model reads each from its beginning.
+Word by word the two are mixed, as neither is always right:
+
+    p(w | before) = (1 - share) p_ngram(w | before) + share p_neural(w | before)
+
+and a text's score changes by lm_weight (log p - log p_ngram), summed over its words and its end. Of a word that one of the
+models does not know, p is what the n-gram model says.
+
+source: Mikolov et al. 2010, "Recurrent neural network based language model", section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from asr.decoding.ctc import Hypothesis
+from asr.decoding.fusion import Decoding, is_character_model
+from asr.errors import DecodingError
+from asr.lm.model import EOS, SPECIAL_WORDS, UNK, NgramModel
+from asr.lm.neural import NeuralLm
+from asr.tokens import Tokens
+
+_TEXTS = 50  # so many of the best are ranked anew; the right one is hardly ever behind them
+
+
+class Rescorer:
+    """Ranks hypotheses anew by a recurrent model that is mixed into the n-gram model they were found with.
+
+    raises: DecodingError if there is no n-gram model, or one of characters.
+    """
+
+    def __init__(self, neural: NeuralLm, ngram: NgramModel | None, decoding: Decoding, tokens: Tokens) -> None:
+        if ngram is None or is_character_model(ngram):
+            got = "none" if ngram is None else "one of characters"
+            raise DecodingError(
+                f"expected a language model of words that a recurrent one is mixed into, got {got}: --lm FILE"
+            )
+        self._neural, self._ngram, self._decoding, self._tokens = neural, ngram, decoding, tokens
+
+    def __call__(self, found: Sequence[Hypothesis]) -> list[Hypothesis]:
+        """The best hypotheses with their new scores, best first."""
+        found = found[:_TEXTS]
+        gains = self.gains([self._tokens.text(one.token_ids) for one in found])
+        scored = [replace(one, score=one.score + gain) for one, gain in zip(found, gains.tolist(), strict=True)]
+        return sorted(scored, key=lambda one: -one.score)
+
+    def gains(self, texts: Sequence[str]) -> np.ndarray:
+        """(n,) float64, what is added to the scores of n texts."""
+        with np.errstate(divide="ignore"):  # log 0, of which nothing is added
+            log_shares = np.log([1 - self._decoding.neural_share, self._decoding.neural_share])
+        gains = np.zeros(len(texts))
+        both = zip(texts, self._ngram.log_probs_of(texts), self._neural.log_probs(texts), strict=True)
+        for row, (text, ngram, neural) in enumerate(both):
+            words = [*text.split(), SPECIAL_WORDS[EOS]]
+            known = (self._neural.ids(words) != UNK) & (self._ngram.ids(words) != UNK)
+            mixed = np.logaddexp(log_shares[0] + ngram, log_shares[1] + neural)
+            gains[row] = self._decoding.lm_weight * (mixed - ngram)[known].sum()
+        return gains
