@@ -33,7 +33,7 @@ def network() -> Network:
     model = Network(len(WORDS), TINY).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter *= 3  # far from uniform
+            parameter.mul_(3)  # far from uniform
     return model
 
 
