@@ -20,7 +20,7 @@ import numpy as np
 
 from asr.errors import LmError, ModelError
 from asr.lm.model import BOS, EOS, SPECIAL_WORDS, UNK, Perplexity
-from asr.models.network import open_session, run_session
+from asr.models.runtime import open_session, run_session
 
 _LINES = 256  # of a text that are worked on together; each takes as many numbers as there are words
 KIND, SCHEMA = "neural language model", 1  # of the metadata; a newer schema is refused
