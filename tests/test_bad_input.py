@@ -80,7 +80,7 @@ def full(file):
     raise OSError({errno.ENOSPC}, "No space left on device")
 os.fsync = full
 """.encode()
-SMALL_MEMORY = b"import asr.models.network\nasr.models.network._MAX_MEMORY = 64 << 20\n"
+SMALL_MEMORY = b"import asr.models.runtime\nasr.models.runtime._MAX_MEMORY = 64 << 20\n"
 FULL_OUTPUT = b"os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
 ASCII_OUTPUT = b"sys.stdout.reconfigure(encoding='ascii')\n"
 # So that a fault that is not refused is a failed test, and not the end of the machine.
