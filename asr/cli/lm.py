@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from asr.lm.model import NgramModel
+    from asr.lm.neural import NeuralLm
 
 app = Group(
     "lm",
@@ -199,11 +200,10 @@ def perplexity(
     from asr.decoding import fusion
     from asr.lm import text as lmtext
     from asr.lm.model import NgramModel
-    from asr.lm.neural import NeuralLm
     from asr.text import normaliser
 
     path = options.lm_path(model)
-    loaded = NeuralLm(path) if path.suffix == ".onnx" else NgramModel.load(path)
+    loaded = _load(path)
     read = lmtext.lines(texts, normaliser(normalise or str(loaded.info.get("normaliser", "english"))))
     lines: Iterator[str] = filter(None, read)  # as for asr lm train, an empty line is no sentence
     if isinstance(loaded, NgramModel) and fusion.is_character_model(loaded):
@@ -223,9 +223,11 @@ def info(model: Annotated[str, Argument(help="A language model, or a name.")]) -
     from asr.lm.model import NgramModel
 
     path = options.lm_path(model)
-    loaded = NgramModel.load(path)
-    rows = {f"{n}-grams": f"{count:,}" for n, count in enumerate(loaded.counts, 1)}
+    loaded = _load(path)
+    counts = loaded.counts if isinstance(loaded, NgramModel) else [len(loaded.words)]
+    rows = {f"{n}-grams": f"{count:,}" for n, count in enumerate(counts, 1)}
     told = dict(loaded.info)
+    told |= told.pop("settings", {})
     for number, part in enumerate(told.pop("mixture", []), 1):  # of each model only what it was made of
         told[f"model {number}"] = {key: part[key] for key in ("texts", "words", "lines") if key in part}
     rows |= {terminal.line(key.replace("_", " ")): terminal.line(options.readable(told[key])) for key in told}
@@ -235,6 +237,13 @@ def info(model: Annotated[str, Argument(help="A language model, or a name.")]) -
     }
     width = max(map(len, rows))
     terminal.show("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()))
+
+
+def _load(path: Path) -> NgramModel | NeuralLm:
+    from asr.lm.model import NgramModel
+    from asr.lm.neural import NeuralLm
+
+    return NeuralLm(path) if path.suffix == ".onnx" else NgramModel.load(path)
 
 
 def _write_lm(model: NgramModel, output: Path) -> None:

@@ -104,6 +104,8 @@ def test_at_the_command_line(cli: Cli, tmp_path: Path, digits: str) -> None:
     assert cli(*train).returncode == 1  # the file exists
     found = cli("lm", "perplexity", "digits.onnx", "text")
     assert found.stdout.startswith("perplexity ")
+    rows = dict(line.split(maxsplit=1) for line in cli("lm", "info", "digits.onnx").stdout.splitlines())
+    assert (rows["1-grams"], rows["hidden"], rows["estimator"]) == ("13", "16", "LSTM of 16")
     audio, heed = DATA / "connected_digits.flac", ("-m", "digits", "--rescore", "digits.onnx")
     said = cli("transcribe", audio, *heed, "--lm", "digits.lm", "--decoding", "neural_share=0.5")
     assert said.stdout == "five seven nine zero\n", said.stderr
