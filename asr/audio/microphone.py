@@ -7,6 +7,7 @@ the queue has run over.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -155,26 +156,17 @@ class Microphone(Source):
 
     def _open(self) -> Any:
         """Open its stream: at its default rate if it takes that, with one channel if it has that."""
-        *rates, last = self._rates()
-        for rate in rates:
+        counts = dict.fromkeys((1, min(2, self._most_channels), self._most_channels))
+        *choices, last = itertools.product(self._rates(), counts)
+        for rate, channels in choices:
             try:
-                return self._open_at(rate)
+                return self._make_stream(rate, channels)
             except self._sounddevice.PortAudioError as error:
-                if _code(error) != _WRONG_RATE:
+                if _code(error) not in (_WRONG_RATE, _WRONG_CHANNELS):
                     raise
-        return self._open_at(last)
+        return self._make_stream(*last)
 
-    def _open_at(self, rate: int) -> Any:
-        *few, most = dict.fromkeys((1, min(2, self._most_channels), self._most_channels))
-        for channels in few:
-            try:
-                return self._make_stream(channels, rate)
-            except self._sounddevice.PortAudioError as error:
-                if _code(error) != _WRONG_CHANNELS:
-                    raise
-        return self._make_stream(most, rate)
-
-    def _make_stream(self, channels: int, rate: int) -> Any:
+    def _make_stream(self, rate: int, channels: int) -> Any:
         opened = self._sounddevice.InputStream(
             device=self._device,
             channels=channels,
