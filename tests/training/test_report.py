@@ -25,11 +25,12 @@ from rich.console import Console
 from asr.errors import TrainingError
 from asr.manifest import ManifestError, Utterance, write
 from asr.metrics import Scored
-from asr.tokens import Span
+from asr.tokens import BLANK_SYMBOL, Span, Tokens
 from asr.training import checkpoint, config, loop
 from asr.training.report import page as report_page
 from asr.training.report import pictures
 from asr.training.report.page import build
+from asr.transcript import words_of
 
 Command = Callable[..., str]
 HOSTILE = '"><img src=x onerror=alert(1)></script><script>alert(2)</script>'
@@ -291,9 +292,10 @@ def test_long_utterances_are_cut(finished: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_words_begin_where_their_first_token_does() -> None:
     axes = Figure().subplots()
-    symbols = [" ab", "c", " ", "b", "a", " c"]
+    tokens = Tokens([BLANK_SYMBOL, *" abc", "ab", " ab", " c"])
+    token_ids = map(tokens.symbols.index, [" ab", "c", " ", "b", "a", " c"])
     spans = [Span(2 * number, 2 * number + 1, 1.0) for number in range(6)]
-    pictures.show_words(axes, spans, symbols, 0.5, 5.5)
+    pictures.show_words(axes, words_of(zip(token_ids, spans, strict=True), tokens, 0.5), 5.5)
     shown = [(text.get_text(), text.xy[0]) for text in axes.texts if isinstance(text, Annotation)]
     assert shown == [("abc", 0.0), ("ba", 3.0), ("c", 5.0)]
 

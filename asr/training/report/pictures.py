@@ -23,7 +23,8 @@ from asr.audio import SAMPLE_RATE
 from asr.decoding import ctc
 from asr.decoding.align import align
 from asr.errors import DecodingError, TokenError
-from asr.tokens import BLANK, Span, Tokens
+from asr.tokens import BLANK, Tokens
+from asr.transcript import Word, words_of
 
 _INCHES_A_SECOND = 1.6  # enough for the words of fast speech side by side
 _ROWS = 40  # tokens in a picture of posteriors
@@ -59,7 +60,7 @@ def curves(epochs: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any
         axes.xaxis.get_major_locator().set_params(integer=True)
     rates.plot([row["step"] for row in steps], [row["lr"] for row in steps], color=_BLUE)
     rates.set(xlabel="step", title="Learning rate", ylim=(0, None))
-    return [_drawn(axes) for axes in (losses, errors, rates)]
+    return [_draw(axes) for axes in (losses, errors, rates)]
 
 
 def gradients(steps: Sequence[Mapping[str, Any]], clip: float) -> list[Markup]:
@@ -81,7 +82,7 @@ def gradients(steps: Sequence[Mapping[str, Any]], clip: float) -> list[Markup]:
     each.set_yticks(range(len(layers)), layer_names(layers), fontsize=8)
     each.grid(visible=False)
     each.figure.colorbar(picture, format="{x:g}").minorformatter = LogFormatter()
-    return [_drawn(axes) for axes in (whole, each)]
+    return [_draw(axes) for axes in (whole, each)]
 
 
 def layer_names(layers: Sequence[str]) -> list[str]:
@@ -120,7 +121,7 @@ def rates_by_length(spans_s: Sequence[tuple[float, float]], rates: Sequence[floa
     _bars(axes, rates)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=9)
     axes.set(xlabel="length in s; as many utterances in each bar", ylabel="%", title="WER by length")
-    return _drawn(axes)
+    return _draw(axes)
 
 
 def rates_by_speaker(names: Sequence[str], rates: Sequence[float]) -> Markup:
@@ -129,7 +130,7 @@ def rates_by_speaker(names: Sequence[str], rates: Sequence[float]) -> Markup:
     labels = short_names(names, 10) if len(names) <= 30 else []
     axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=8)
     axes.set(xlabel="speaker, worst first", ylabel="%", title=f"WER by speaker: {len(names)} speakers")
-    return _drawn(axes)
+    return _draw(axes)
 
 
 def posteriors(
@@ -170,9 +171,9 @@ def posteriors(
     picture.set(ylabel="token", xlim=(0, seconds))
     picture.set_xlabel("time in s", loc="left")  # in sight also of a picture that is wider than the screen
     picture.xaxis.set_major_locator(MultipleLocator(1 if seconds > 3 else 0.2))
-    show_words(sound, expected, [symbols[token_id] for token_id in reference], shift_s, seconds)
+    show_words(sound, words_of(zip(reference, expected, strict=True), tokens, shift_s), seconds)
     spans = align(log_probs, hypothesis)
-    show_words(picture, spans, [symbols[token_id] for token_id in hypothesis], shift_s, seconds)
+    show_words(picture, words_of(zip(hypothesis, spans, strict=True), tokens, shift_s), seconds)
     for axes in (sound, picture):
         axes.grid(visible=False)
     return _svg(figure, title)
@@ -191,28 +192,16 @@ def _spectrogram(axes: Any, waveform: np.ndarray) -> None:
     axes.set(ylabel="kHz")
 
 
-def show_words(axes: Any, spans: Sequence[Span], symbols: Sequence[str], shift_s: float, seconds: float) -> None:
+def show_words(axes: Any, words: Sequence[Word], seconds: float) -> None:
     """Words above the axes where they begin, on two lines where they would run into each other."""
-    starts_s: list[float] = []
-    words: list[str] = []
-    begun = False
-    for span, symbol in zip(spans, symbols, strict=True):
-        begun = begun and not symbol.startswith(" ")
-        text = symbol.strip()
-        if text and begun:
-            words[-1] += text
-        elif text:
-            starts_s.append(span.start * shift_s)
-            words.append(text)
-        begun = begun or bool(text)
     free = [0.0, 0.0]  # s, from where each line is
-    for start_s, text in zip(starts_s, words, strict=True):
-        if start_s < seconds:
-            line = int(free[0] > start_s)
-            free[line] = start_s + (0.08 * len(text) + 0.1) / _INCHES_A_SECOND
+    for word in words:
+        if word.start_s < seconds:
+            line = int(free[0] > word.start_s)
+            free[line] = word.start_s + (0.08 * len(word.text) + 0.1) / _INCHES_A_SECOND
             place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "fontsize": 8}
-            axes.annotate(text, (start_s, 1), (0, 2 + 10 * line), **place)
-            axes.axvline(start_s, color="white", lw=0.4, alpha=0.6)
+            axes.annotate(whole(word.text), (word.start_s, 1), (0, 2 + 10 * line), **place)
+            axes.axvline(word.start_s, color="white", lw=0.4, alpha=0.6)
 
 
 def _axes(height: float = 3.0) -> Any:
@@ -224,7 +213,7 @@ def _bars(axes: Any, rates: Sequence[float]) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def _drawn(axes: Any) -> Markup:
+def _draw(axes: Any) -> Markup:
     return _svg(axes.figure, axes.get_title())
 
 
