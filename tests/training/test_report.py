@@ -26,7 +26,7 @@ from asr.errors import TrainingError
 from asr.manifest import ManifestError, Utterance, write
 from asr.metrics import Scored
 from asr.tokens import BLANK_SYMBOL, Span, Tokens
-from asr.training import checkpoint, config, loop
+from asr.training import checkpoint, config, loop, plots
 from asr.training.report import page as report_page
 from asr.training.report import pictures
 from asr.training.report.page import build
@@ -437,7 +437,7 @@ def test_without_librosa_it_is_said_how_to_get_it(
 
 def test_layers_and_bars_are_named_apart() -> None:
     layers = ["conv.0", "conv.2", "layers.0", "layers.0.directions.0", "layers.0.directions.1", "output.0", "output.1"]
-    assert pictures.layer_names(layers) == [
+    assert plots.layer_names(layers) == [
         "convolution 1",
         "convolution 2",
         "layer 1, norm and projection",

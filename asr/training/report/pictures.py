@@ -15,15 +15,17 @@ import librosa
 import matplotlib
 import numpy as np
 import soundfile
+from cycler import cycler
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MultipleLocator
+from matplotlib.ticker import MultipleLocator
 
 from asr.audio import SAMPLE_RATE
 from asr.decoding import ctc
 from asr.decoding.align import align
 from asr.errors import DecodingError, TokenError
 from asr.tokens import BLANK, Tokens
+from asr.training import plots
 from asr.transcript import Word, words_of
 
 _INCHES_A_SECOND = 1.6  # enough for the words of fast speech side by side
@@ -36,6 +38,7 @@ _STYLE: Any = {
     **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
     **dict.fromkeys(("legend.frameon", "axes.spines.top", "axes.spines.right", "text.parse_math"), False),
     **{"axes.grid": True, "axes.axisbelow": True, "axes.titlesize": "medium", "grid.color": _INK, "grid.alpha": 0.15},
+    **{"axes.prop_cycle": cycler(color=[_BLUE, _ORANGE]), "lines.markersize": 2.5},
     **{"image.interpolation": "none", "svg.fonttype": "none", "svg.hashsalt": "asr"},
 }
 
@@ -47,60 +50,17 @@ def in_our_style() -> AbstractContextManager[None]:
 
 def curves(epochs: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]) -> list[Markup]:
     """Losses, errors and the learning rate, of a log's rows."""
-    x = [row["epoch"] + 1 for row in epochs]
-    losses, errors, rates = _axes(), _axes(), _axes()
-    losses.plot(x, [row["train_loss"] for row in epochs], "o-", ms=2.5, color=_BLUE, label="train")
-    losses.plot(x, [row["dev_loss"] for row in epochs], "s--", ms=2.5, color=_ORANGE, label="dev")
-    losses.set(xlabel="epoch", ylabel="nats a token", title="CTC loss", ylim=(0, None))
-    errors.plot(x, [100 * row["dev_wer"] for row in epochs], "o-", ms=2.5, color=_BLUE, label="WER")
-    errors.plot(x, [100 * row["dev_cer"] for row in epochs], "s--", ms=2.5, color=_ORANGE, label="CER")
-    errors.set(xlabel="epoch", ylabel="%", title="Errors on dev, greedy", ylim=(0, None))
-    for axes in (losses, errors):
-        axes.legend()
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    rates.plot([row["step"] for row in steps], [row["lr"] for row in steps], color=_BLUE)
-    rates.set(xlabel="step", title="Learning rate", ylim=(0, None))
-    return [_draw(axes) for axes in (losses, errors, rates)]
+    drawn = _axes(), _axes(), _axes()
+    plots.draw_curves(*drawn, steps, epochs)
+    return list(map(_draw, drawn))
 
 
 def gradients(steps: Sequence[Mapping[str, Any]], clip: float) -> list[Markup]:
     """The gradient's norm, and that of each layer; nothing where the log has none. clip: its largest norm."""
-    layers = list(dict.fromkeys(layer for row in steps for layer in row["layers"]))
-    if not layers:
-        return []
-    x = [row["step"] for row in steps]
-    whole, each = _axes(), _axes(height=1.2 + 0.2 * len(layers))
-    whole.plot(x, [row["gradient_norm"] for row in steps], color=_BLUE, lw=0.8)
-    whole.axhline(clip, color=_ORANGE, ls="--", label=f"clipped to {clip:g}")
-    whole.set(xlabel="step", yscale="log", title="Gradient norm, before clipping")
-    whole.yaxis.set(major_formatter="{x:g}", minor_formatter=LogFormatter())  # by default they write TeX
-    whole.legend()
-    norms = np.array([[row["layers"].get(layer, np.nan) for row in steps] for layer in layers])  # a layer may be frozen
-    extent = (x[0], x[-1] + 1, len(layers) - 0.5, -0.5)
-    picture = each.imshow(np.maximum(norms, 1e-12), aspect="auto", cmap="viridis", norm="log", extent=extent)
-    each.set(xlabel="step", title="Gradient norm by layer")
-    each.set_yticks(range(len(layers)), layer_names(layers), fontsize=8)
-    each.grid(visible=False)
-    each.figure.colorbar(picture, format="{x:g}").minorformatter = LogFormatter()
-    return [_draw(axes) for axes in (whole, each)]
-
-
-def layer_names(layers: Sequence[str]) -> list[str]:
-    """The log's names of layers in words, counted from 1."""
-    convolutions = [layer for layer in layers if layer.startswith("conv.")]
-    names = []
-    for layer in layers:
-        kind, *rest = layer.split(".")
-        if kind == "conv":
-            names.append(f"convolution {1 + convolutions.index(layer)}")
-        elif kind == "layers" and rest[1:2] == ["directions"]:
-            names.append(f"layer {1 + int(rest[0])}, {('forward', 'backward')[int(rest[2])]}")
-        elif kind == "layers":
-            names.append(f"layer {1 + int(rest[0])}, norm and projection")
-        else:
-            outputs = [other for other in layers if other.startswith(f"{kind}.")]
-            names.append(kind if layer == max(outputs, default=layer) else f"{kind}, norm")
-    return [layer if names.count(name) > 1 else name for layer, name in zip(layers, names, strict=True)]
+    layers = plots.layers_of(steps)
+    drawn = _axes(), _axes(height=1.2 + 0.2 * len(layers))
+    plots.draw_gradients(*drawn, steps, clip)
+    return list(map(_draw, drawn)) if layers else []
 
 
 def short_names(names: Sequence[str], width: int) -> list[str]:
