@@ -25,6 +25,7 @@ from asr import audio, manifest
 
 PARTS = ("files", "streams", "soak", "stalls")
 _PIECE_S = 0.1  # of sound in a message, as a page sends it
+_HOSTILE_S = 3.0  # until hostile clients have begun
 _NEW = b"newword"  # stands for another word each time
 _FIRST = 100  # requests and streams, after which a server has all that it will need
 
@@ -62,7 +63,6 @@ def _serving(model: str, folder: Path) -> Iterator[_Server]:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            print(line.strip(), flush=True)
             url = line.split()[0]
             port, wyoming = int(url.rstrip("/").rpartition(":")[2]), int(line.rpartition(" ")[2])
             yield _Server(url, port, wyoming, process.pid, folder)
@@ -146,7 +146,8 @@ def _frame(payload: bytes, kind: int, more: bool = False) -> bytes:
 
 
 def _attacks() -> dict[str, tuple[bool, bytes, bytes]]:
-    """Name -> whether it is for the port of Wyoming, what a connection begins with, what it then sends again and again."""
+    """Name -> whether it is for the port of Wyoming, what a connection begins with, what it then sends again and again;
+    nothing: it waits for the answer."""
 
     def socket(path: str) -> bytes:
         lines = f"GET {path} HTTP/1.1", "Host: localhost", "Upgrade: websocket", "Connection: Upgrade"
@@ -154,7 +155,7 @@ def _attacks() -> dict[str, tuple[bool, bytes, bytes]]:
         return "\r\n".join([*lines, *key]).encode()
 
     def post(size: int | None = 500 << 20) -> bytes:
-        length = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
+        length = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}\r\nConnection: close"
         kind = "Content-Type: multipart/form-data; boundary=x"
         return f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n{length}\r\n\r\n".encode()
 
@@ -190,8 +191,8 @@ def _attacks() -> dict[str, tuple[bool, bytes, bytes]]:
         ),
         "a file without end": (False, post() + part("file", b"")[:-2], bytes(1 << 20)),
         "a file in chunks of a byte": (False, post(None), b"1\r\nx\r\n" * 10_000),
-        "hours of silence": (False, b"", whole(part("file", silence.getvalue()))),
-        "new hot words": (False, b"", whole(keywords + part("file", silence.getvalue()[:1000]))),
+        "hours of silence": (False, whole(part("file", silence.getvalue())), b""),
+        "new hot words": (False, whole(keywords + part("file", silence.getvalue()[:1000])), b""),
         "pings": (False, socket("/v1/stream"), _frame(b"", 9) * 10_000),
         "a message in pieces of a byte": (
             False,
@@ -223,9 +224,9 @@ def _attack(name: str, port: int, wyoming: int, clients: int, over: float) -> No
     to_wyoming, first, again = _attacks()[name]
     count = itertools.count()
 
-    def next_one() -> bytes:
+    def fresh(sent: bytes) -> bytes:
         number = next(count)
-        return again.replace(_NEW, bytes(97 + number // 26**place % 26 for place in range(len(_NEW))))
+        return sent.replace(_NEW, bytes(97 + number // 26**place % 26 for place in range(len(_NEW))))
 
     async def drain(reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
@@ -239,10 +240,12 @@ def _attack(name: str, port: int, wyoming: int, clients: int, over: float) -> No
                 draining = asyncio.create_task(drain(reader))
                 try:
                     async with asyncio.timeout(max(0.0, over - time.time())):
-                        writer.write(first)
+                        writer.write(fresh(first))
                         await writer.drain()
+                        if not again:
+                            await draining
                         while not draining.done():
-                            writer.write(next_one())
+                            writer.write(fresh(again))
                             await writer.drain()
                             await asyncio.sleep(0)
                 finally:
@@ -271,21 +274,17 @@ async def _longest(url: str, content: bytes | None, over: float) -> float:
     return longest
 
 
-def _stalls(server: _Server, content: bytes, clients: int, seconds: float) -> None:
-    print(f"\n{clients} hostile clients at a time, {seconds:g} s each:\n")
-    print("| what they send | longest answer to /healthz | to a file |\n|---|---|---|")
-    for name in _attacks():
-        over = time.time() + 3 + seconds
-        numbers = map(str, (server.port, server.wyoming, clients, over))
-        process = subprocess.Popen([sys.executable, __file__, name, *numbers])
-        time.sleep(3)  # until it has begun
+def _stall(server: _Server, name: str, content: bytes, clients: int, seconds: float) -> list[float]:
+    """The longest answers that others get to /healthz, and to a file."""
+    over = time.time() + _HOSTILE_S + seconds
+    numbers = map(str, (server.port, server.wyoming, clients, over))
+    with subprocess.Popen([sys.executable, __file__, name, *numbers]):
+        time.sleep(_HOSTILE_S)
 
-        async def ask(until: float = over) -> list[float]:
-            return await asyncio.gather(*(_longest(server.url, one, until) for one in (None, content)))
+        async def ask() -> list[float]:
+            return await asyncio.gather(*(_longest(server.url, one, over) for one in (None, content)))
 
-        health, file = asyncio.run(ask())
-        process.wait()
-        print(f"| {name} | {health:.2f} s | {file:.2f} s |", flush=True)
+        return asyncio.run(ask())
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -318,9 +317,13 @@ def serve(arguments: argparse.Namespace) -> None:
             print(f"after {crowd * first}: {server.kept()}", flush=True)
             asyncio.run(_soak(server.url, content, waveform, crowd, arguments.count - first))
             print(f"after {total}: {server.kept()}", flush=True)
-        if "stalls" in parts:
-            _stalls(server, content, arguments.hostile, arguments.seconds)
-            print(f"\nthen: {server.kept()}")
+    if "stalls" in parts:
+        print(f"\n{arguments.hostile} hostile clients at a time, {arguments.seconds:g} s each:\n")
+        print("| what they send | longest answer to /healthz | to a file |\n|---|---|---|")
+        for name in _attacks():
+            with _serving(arguments.model, folder) as server:  # without what the ones before have left to be digested
+                health, file = _stall(server, name, content, arguments.hostile, arguments.seconds)
+                print(f"| {name} | {health:.2f} s | {file:.2f} s |", flush=True)
 
 
 if __name__ == "__main__":  # a hostile client
