@@ -166,10 +166,10 @@ class _Connection(web.RequestHandler):
         if hasattr(transport, "max_size"):  # of asyncio's own loops
             transport.max_size = _TURN
         assert self._manager is not None
-        others = self._manager.connections
-        if len(others) > MAX_CONNECTIONS:
-            waiting = (one for one in others if isinstance(one, _Connection) and one._waiter is not None)
-            if oldest := next(waiting, None):
+        alive = [one for one in self._manager.connections if not one._force_close]
+        if len(alive) > MAX_CONNECTIONS:
+            idle = (one for one in alive if one is not self and not one._request_in_progress and not one._messages)
+            if oldest := next(idle, None):
                 oldest.force_close()
 
     def handle_error(
