@@ -9,6 +9,7 @@ import lzma
 import math
 import os
 import secrets
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from asr.errors import AsrError, OutputError
+from asr.remote import Remote
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -43,6 +45,10 @@ def replaced(
     alone:  no other process writes this file: what one that was killed has left is taken over, and does not pile up.
     raises: OutputError if the file exists and overwrite is not set, is not a plain file, or cannot be written.
     """
+    if isinstance(path, Remote):
+        with _uploaded(path, overwrite) as file:
+            yield file
+        return
     path = Path(path)
     try:
         if path.exists() and not path.is_file():  # replacing /dev/null would do harm
@@ -65,6 +71,18 @@ def replaced(
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}; {advice}") from None
 
 
+@contextmanager
+def _uploaded(path: Remote, overwrite: bool) -> Iterator[BinaryIO]:
+    try:
+        if not overwrite and path.exists():
+            raise OutputError(f"{path}: the file exists already; remove it, or ask to overwrite it")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+    with tempfile.TemporaryFile() as file:
+        yield file
+        path.write_from(file)
+
+
 def write(path: str | Path, content: str | bytes, overwrite: bool = False) -> None:
     """Write a file whole or not at all, a text as UTF-8. raises: OutputError, as `replaced`."""
     with replaced(path, overwrite=overwrite) as file:
@@ -73,6 +91,8 @@ def write(path: str | Path, content: str | bytes, overwrite: bool = False) -> No
 
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, unless it is there. raises: OutputError."""
+    if isinstance(folder, Remote):
+        return  # a store of objects has none
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -125,13 +145,13 @@ def batches(
     max_line: int = MAX_LINE,
 ) -> Iterator[tuple[int, list[bytes]]]:
     """The lines of a file as they are, many at a time, and the number of the first of them, from 1; else as `lines`."""
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)
     number = size = 0
     try:
         with path.open("rb") as raw:
             head = raw.peek(8)
             opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
-            limit = _MAX_EXPANSION * path.stat().st_size + _SLACK if opener else math.inf
+            limit = _MAX_EXPANSION * os.fstat(raw.fileno()).st_size + _SLACK if opener else math.inf
             file: IO[bytes] = opener(raw) if opener else raw
             batch: list[bytes] = []
             given = 0  # bytes

@@ -2,14 +2,14 @@
 
     {"audio_filepath": "wavs/a.flac", "duration": 2.41, "text": "hello there", "speaker": "s1", "offset": 0.0}
 
-`audio_filepath` is relative to the manifest's folder (or absolute); `offset` and `speaker` are optional; seconds.
+`audio_filepath` is relative to the manifest's folder, absolute, or an address such as s3://talks/a.flac; `offset` and
+`speaker` are optional; seconds.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import eq
@@ -21,6 +21,7 @@ from pydantic_core import from_json
 
 from asr import files
 from asr.errors import ManifestError as ManifestError
+from asr.remote import absolute, locate
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"audio_filepath": str, "duration": (int, float), "text": str}
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {"offset": (int, float), "speaker": (str, int)}
@@ -85,7 +86,8 @@ class Utterances(Sequence[Utterance]):
         name, said = (
             part.decode("utf-8", "surrogatepass") for part in (self._texts[at:end], self._texts[end : end + text])
         )
-        return Utterance(self._folders[folder] / name, duration_s, said, offset_s, known)
+        audio_path = locate(name) if "://" in name else self._folders[folder] / name
+        return Utterance(audio_path, duration_s, said, offset_s, known)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
@@ -98,7 +100,7 @@ def read(path: str | Path | Sequence[str | Path], faults: list[ManifestError] | 
     faults: takes the errors of all lines that are not as described above, which are left out then.
     raises: ManifestError naming file and line if it is missing, empty, not UTF-8, or has such a line.
     """
-    paths = list(map(Path, [path] if isinstance(path, (str, Path)) else path))
+    paths = list(map(locate, [path] if isinstance(path, (str, Path)) else path))
     texts, rows, ends, speakers = bytearray(), bytearray(), [0], dict[str, int]()
     advice = "run the recipe's prepare.py first, or check the path"
     for path in paths:
@@ -164,14 +166,13 @@ def write(path: str | Path, utterances: Iterable[Utterance]) -> None:
     Seconds keep six decimals, which names every sample exactly. raises: ManifestError for half a surrogate pair;
     OutputError if it cannot be written.
     """
-    path = Path(path)
-    # abspath, not resolve(): a corpus behind a symbolic link keeps the name it was given.
-    folder = Path(os.path.abspath(path.parent))  # noqa: PTH100
+    path = locate(path)
+    folder = absolute(path.parent)
     files.make_folder(path.parent)
     try:
         with files.replaced(path) as file:
             for utterance in utterances:
-                audio = Path(os.path.abspath(utterance.audio))  # noqa: PTH100
+                audio = absolute(utterance.audio)
                 name = audio.relative_to(folder) if audio.is_relative_to(folder) else audio
                 row: dict[str, Any] = {"audio_filepath": name.as_posix(), "duration": round(utterance.duration_s, 6)}
                 row["text"] = utterance.text

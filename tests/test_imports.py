@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up: each file or folder of the package may import what stands before it, and itself.
 FLOORS = [
-    *("errors", "files", "spoken", "text", "tokens", "subtitles", "metrics", "manifest"),
+    *("errors", "remote", "files", "spoken", "text", "tokens", "subtitles", "metrics", "manifest"),
     *("audio", "models", "terminal", "transcript", "lm", "decoding", "pauses", "stream", "recognizer", "session"),
     *("evaluation", "corpus", "training", "serving"),
     *("cli", "__main__"),
@@ -57,11 +57,20 @@ def test_imports_point_one_way(path: Path) -> None:
     found = imports(path)
     if module != "training":
         assert not {name.split(".")[0] for name in found} & HEAVY
-    if module != "serving":
+    if module not in ("serving", "remote"):
         assert "aiohttp" not in {name.split(".")[0] for name in found}
     ours = {name.split(".")[1] for name in found if name.startswith("asr.")} - {"__version__"}
     if module != "__init__":  # which has the public names for `from asr import ...`
         assert ours <= {*FLOORS[: FLOORS.index(module) + 1]}
+
+
+def test_only_what_a_user_names_is_an_address() -> None:
+    """A server, and what reads the files that it is sent, must never go where a client points."""
+    found = {path: imports(path) for path in PACKAGE.rglob("*.py")}
+    locating = {path.relative_to(PACKAGE).parts[0] for path, names in found.items() if "asr.remote.locate" in names}
+    assert locating == {"manifest.py", "cli", "training"}
+    serving = {name for path, names in found.items() if path.parent.name == "serving" for name in names}
+    assert not [name for name in serving if name.startswith(("asr.remote", "asr.manifest"))]
 
 
 def test_runs_without_torch() -> None:

@@ -28,6 +28,7 @@ from asr.audio.parts import Part
 from asr.audio.sndfile import Decoded
 from asr.audio.waveform import SAMPLE_RATE, convert, cut
 from asr.errors import AudioError
+from asr.remote import Remote
 
 if TYPE_CHECKING:
     from asr.manifest import Utterance
@@ -85,7 +86,7 @@ def info(source: Source, *, track: int | None = None) -> AudioInfo:
     >>> f"{found.duration_s:.2f} s at {found.sample_rate} Hz, {found.format}"
     '4.50 s at 16000 Hz, FLAC/PCM_16'
     """
-    if isinstance(source, (str, os.PathLike)) and _is_stream(Path(source)):  # to open it would take from what it brings
+    if isinstance(source, (str, os.PathLike)) and _is_stream(source):  # to open it would take from it
         raise AudioError(f"{source}: expected a file, got a pipe, whose length is not known before it has been read")
     with _open(source, track) as recording:
         return AudioInfo(
@@ -165,9 +166,9 @@ def pipe_blocks(
     yield from cut(pieces, max(1, round(block_s * SAMPLE_RATE)))
 
 
-def _is_stream(path: Path) -> bool:
+def _is_stream(path: str | os.PathLike[str]) -> bool:
     try:
-        mode = path.stat().st_mode
+        mode = Path(path).stat().st_mode
     except (OSError, ValueError):
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
@@ -227,7 +228,7 @@ def _open(source: Source, track: int | None = None) -> Iterator[Opened]:
     name = "the recording"
     if isinstance(source, (str, os.PathLike)):
         name = str(source)
-        opening = _of_path(Path(source), track)
+        opening = _of_path(source if isinstance(source, Path) else Path(source), track)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         opening = _of_file(io.BytesIO(source), Path(), track)
     elif hasattr(source, "read"):
@@ -257,7 +258,8 @@ def _of_path(path: Path, track: int | None) -> Iterator[Opened]:
     with raw:
         state = os.fstat(raw.fileno())
         if stat.S_ISREG(state.st_mode):
-            opening = _of_file(raw, path, track, (state.st_size, state.st_mtime_ns))
+            known = None if isinstance(path, Remote) else (state.st_size, state.st_mtime_ns)  # of which raw is a copy
+            opening = _of_file(raw, path, track, known)
         else:  # a named pipe, what a shell makes of <(...), a terminal
             opening = _of_pipe(raw, None, track)
         with opening as recording:

@@ -20,6 +20,7 @@ from asr import audio, terminal
 from asr.errors import AsrError
 from asr.files import cores
 from asr.recognizer import Recognizer
+from asr.remote import Remote, locate
 from asr.transcript import SUFFIXES, Transcript
 
 _SHOWN = 5  # files that are passed over
@@ -74,9 +75,17 @@ def find(inputs: Sequence[str], *, recursive: bool = False) -> tuple[dict[Path, 
     errors: list[AsrError] = []
     others: list[Path] = []
     for name in inputs:
-        path = Path(name)
+        path = locate(name)
         unreadable: list[OSError] = []
-        if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
+        if isinstance(path, Remote):
+            try:
+                recordings, passed = _elsewhere(path, recursive)
+            except AsrError as error:
+                errors.append(error)
+                continue
+            others += passed
+            expected, hint = "recordings there", ""
+        elif os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
             files, passed = _in_folder(path, recursive, unreadable)
             others += passed
             recordings = {file: file.relative_to(path).with_suffix("") for file in files}
@@ -148,10 +157,12 @@ def plan(
     errors: list[AsrError] = []
     unasked: list[AsrError] = []
     owners: dict[Path, Path | Channel] = {}
+    # One listing, in place of a question for each output.
+    exists = {*folder.files(recursive=True)}.__contains__ if isinstance(folder, Remote) else os.path.exists
     for path, name in recordings.items():
         outputs = {kind: folder / f"{name}{SUFFIXES[kind]}" for kind in formats} if folder else {}
         taken = next((output for output in outputs.values() if owners.setdefault(output, path) != path), None)
-        existing = [output for output in outputs.values() if os.path.exists(output)]  # noqa: PTH110 (as above)
+        existing = [output for output in outputs.values() if exists(output)]
         if taken:
             errors.append(
                 AsrError(f"{path}: its output {taken} belongs to {owners[taken]} already; rename one of them")
@@ -275,6 +286,24 @@ def _in_folder(folder: Path, recursive: bool, unreadable: list[OSError]) -> tupl
                 others.append(path)
         if not recursive:
             break
+    return recordings, others
+
+
+def _elsewhere(path: Remote, recursive: bool) -> tuple[dict[Path, Path], list[Path]]:
+    """The recordings at an address, which by their names are some, as `find` returns them, and the other files there."""
+    if "*" in path.name:
+        return {file: Path(file.stem) for file in path.matches()}, []
+    # Asked only where the name leaves it open: a web server would send the recording for an answer.
+    folder = path.address.endswith("/") or not (path.suffix or path.address.startswith("http") or not path.is_dir())
+    if not folder:
+        return {path: Path(path.stem or path.name)}, []
+    recordings: dict[Path, Path] = {}
+    others: list[Path] = []
+    for file in path.files(recursive):
+        if file.suffix.lower() in audio.SUFFIXES:
+            recordings[file] = Path(str(file).removeprefix(f"{path}/")).with_suffix("")
+        elif not file.name.startswith("."):
+            others.append(file)
     return recordings, others
 
 

@@ -15,6 +15,7 @@ from asr import terminal
 from asr.cli import options
 from asr.cli.command import Argument, Option
 from asr.errors import AsrError, AudioError
+from asr.remote import Remote, locate
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -32,7 +33,7 @@ class _Asked:
 
     inputs: Annotated[
         list[str],
-        Argument(help="Recordings, folders of them, patterns; - reads from a pipe."),
+        Argument(help="Recordings, folders of them, patterns; s3://, gs://, https://; - reads from a pipe."),
     ]
     model: options.Model = "english"
     formats: Annotated[
@@ -197,6 +198,7 @@ def transcribe(asked: _Asked) -> None:
 
     asked.check()
     hear, kinds, quiet, shard = asked.hear(), asked.kinds, asked.quiet, asked.part
+    folder = None if asked.output is None else locate(asked.output)
     settings = asked.steering.arguments(asked.model) | {"threads": asked.threads, "n_best": asked.n_best}
     started = perf_counter()
     found, nothing, others = (
@@ -212,7 +214,7 @@ def transcribe(asked: _Asked) -> None:
             f"{kinds[0]} of {len(recordings)} recordings cannot be told apart on stdout: -o DIR", param_hint="--format"
         )
     todo, skipped, refused = batch.plan(
-        recordings, asked.output, kinds, overwrite=asked.overwrite, skip_existing=asked.skip_existing
+        recordings, folder, kinds, overwrite=asked.overwrite, skip_existing=asked.skip_existing
     )
     for error in nothing + refused:
         terminal.complain(error)
@@ -239,9 +241,7 @@ def transcribe(asked: _Asked) -> None:
         done, audio_s = _deliver_all(todo, results, asked, prefixed, hear["start_s"], started)
     failed = len(nothing) + len(recordings) - len(skipped) - done
     if recordings and len(skipped) == len(recordings) and not quiet:
-        terminal.note(
-            f"{asked.output}: has the texts of all {len(skipped)} recordings already; --overwrite makes them again"
-        )
+        terminal.note(f"{folder}: has the texts of all {len(skipped)} recordings already; --overwrite makes them again")
     elif len(recordings) > 1 and todo and not quiet:
         what = "recordings" if len(recordings) == len(found) else "channels"
         counts = f"{done} of {len(recordings)} {what}, {terminal.clock(audio_s)} of audio"
@@ -346,7 +346,7 @@ def _open(job: Job, asked: _Asked, hear: dict[str, Any]) -> tuple[Iterator[np.nd
             raise AsrError("standard input: expected audio, got a closed pipe")
         return audio.pipe_blocks(sys.stdin.buffer, rate=asked.rate, **wanted), end_s
     blocks = audio.blocks(job.path, **wanted)
-    if not asked.quiet:
+    if not asked.quiet and not isinstance(job.path, Remote):  # which would be fetched once more
         with suppress(AudioError):  # of a named pipe it is not known; else the reader says what is wrong
             end_s = min(end_s or math.inf, audio.info(job.path, track=hear["track"]).duration_s)
     return blocks, end_s

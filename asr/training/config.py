@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from asr.errors import ConfigError, nearest
+from asr.remote import Remote, locate
 
 
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
@@ -28,7 +29,8 @@ def _not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-_Path = Annotated[Path, AfterValidator(Path.absolute)]  # the same file, wherever a training is resumed from
+# The same file, wherever a training is resumed from.
+_Path = Annotated[Path, AfterValidator(lambda path: locate(path).absolute())]
 _Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
 _Speed = Annotated[float, Field(gt=0.25, lt=4)]
 _Share = Annotated[float, Field(ge=0, lt=1)]
@@ -308,15 +310,19 @@ def to_dict(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
+def _below(folder: Path, name: str) -> Path:
+    return found if isinstance(found := locate(name), Remote) else folder / name
+
+
 def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
     data, augment, pronunciation = (tree.get(section) for section in ("data", "augment", "pronunciation"))
     if isinstance(data, dict):
         if isinstance(data.get("train"), str):
             data["train"] = [data["train"]]
         if isinstance(data.get("train"), list):
-            data["train"] = [str(folder / item) if isinstance(item, str) else item for item in data["train"]]
+            data["train"] = [str(_below(folder, item)) if isinstance(item, str) else item for item in data["train"]]
         if isinstance(data.get("dev"), str):
-            data["dev"] = str(folder / data["dev"])
+            data["dev"] = str(_below(folder, data["dev"]))
         if isinstance(data.get("cache"), str):
             data["cache"] = str(folder / data["cache"])
     if isinstance(tree.get("init"), str):

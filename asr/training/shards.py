@@ -26,6 +26,7 @@ import numpy as np
 from asr import audio, files
 from asr.errors import AudioError, TrainingError
 from asr.manifest import Utterance
+from asr.remote import absolute
 
 _SHARD_S = 5 * 3600.0  # what a killed preparation loses at most; 576 MB
 _BYTES_PER_S = 2 * audio.SAMPLE_RATE
@@ -141,7 +142,7 @@ def _key(utterances: Sequence[Utterance]) -> str:
             version = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]  # ctime: a file may become readable
         except (OSError, ValueError):  # ValueError: a NUL in the name
             version = []
-        name = os.path.abspath(utterance.audio)  # noqa: PTH100 (a symbolic link keeps its name)
+        name = str(absolute(utterance.audio))
         digest.update(json.dumps([name, utterance.offset_s, utterance.duration_s, *version]).encode() + b"\n")
     return digest.hexdigest()[:24]
 

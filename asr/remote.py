@@ -1,0 +1,238 @@
+"""Files that are elsewhere (s3://, gs://, http(s)://), by fsspec: paths that are opened, listed and written as local ones.
+
+Only what a user names becomes such a path, by `locate`: a text that looks like an address is a file's name everywhere
+else, so that a server never goes where a client points.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from asr.errors import AsrError, OutputError
+
+_ADDRESS = re.compile(r"(s3|gs|https?|file):/+", re.IGNORECASE)
+_NEEDS = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+_CHUNK = 1 << 23  # bytes that are asked for at a time
+_TRIES = 5  # in a row without a byte
+_PAUSE_S = 0.5  # before the second try, twice as long before each later one
+_SILENCE_S = 60.0  # without a byte, then a connection counts as cut
+
+if TYPE_CHECKING:
+    _Local = Path
+else:
+    _Local = type(Path())
+
+
+def locate(name: str | Path) -> Path:
+    """What a user names: an address becomes a Remote, file:// and all else a path.
+
+    >>> locate("s3://talks/2026/one.flac").stem, locate("file:///talks/one.flac")
+    ('one', PosixPath('/talks/one.flac'))
+    """
+    if isinstance(name, Remote) or not (found := _ADDRESS.match(str(name))):
+        return Path(name) if isinstance(name, str) else name
+    rest = str(name)[found.end() :].replace("\\", "/")
+    if found[1].lower() == "file":
+        return Path("/" + unquote(rest))
+    return Remote.of(f"{found[1].lower()}://{rest}")
+
+
+def absolute(path: str | Path) -> Path:
+    """Whatever the folder at work; a symbolic link keeps the name it was given, unlike by resolve()."""
+    return path if isinstance(path, Remote) else Path(os.path.abspath(path))  # noqa: PTH100
+
+
+class Remote(_Local):
+    """A path whose file is elsewhere. As text it is the address without what may be secret: its user and its query."""
+
+    _address: str | None = None
+    _size: int | None = None
+
+    @classmethod
+    def of(cls, address: str, size: int | None = None) -> Remote:
+        """size: bytes, if known."""
+        parts = urlsplit(address) if address.startswith("http") else None  # an object's name may have # and ? in it
+        remote = cls(address if parts is None else f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
+        remote._address, remote._size = address, size
+        return remote
+
+    @property
+    def address(self) -> str:
+        return self._address or str(self)
+
+    def __str__(self) -> str:
+        return super().__str__().replace(os.sep, "/").replace(":/", "://", 1)
+
+    def as_posix(self) -> str:
+        return str(self)
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Remote) and self.address == other.address
+
+    def __hash__(self) -> int:
+        return hash(self.address)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Remote.of, (self.address, self._size)
+
+    def absolute(self) -> Remote:
+        return self
+
+    def exists(self, **_: Any) -> bool:
+        return bool(self._ask("exists"))
+
+    def is_dir(self, **_: Any) -> bool:
+        with suppress(OSError):  # which its reader will meet too
+            return bool(self._ask("isdir"))
+        return False
+
+    def stat(self, **_: Any) -> os.stat_result:
+        """Of which the size alone is known."""
+        if self._size is None:
+            self._size = int(self._ask("info").get("size") or 0)
+        return os.stat_result((0o100444, 0, 0, 1, 0, 0, self._size, 0, 0, 0))
+
+    def open(self, mode: str = "r", *_: Any, **__: Any) -> IO[Any]:  # type: ignore[override]
+        """A copy of the file, which is on this machine until it is closed. raises: OSError, as of a file here."""
+        if mode != "rb":
+            raise ValueError(f"expected mode rb, got {mode}")
+        with ExitStack() as stack:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            self._copy_to(file)
+            stack.pop_all()
+        file.seek(0)
+        return file
+
+    def _copy_to(self, file: IO[bytes]) -> None:
+        """A connection that is cut is taken up where it was cut; a server that cannot do that begins again."""
+        system, done, failed = self._system(), 0, 0
+        while True:
+            try:
+                with system.open(self.address, "rb", cache_type="none") as source:
+                    whole, ahead = getattr(source, "size", None), done
+                    with suppress(ValueError):  # of a stream, which only begins anew
+                        source.seek(done)
+                        ahead = 0
+                    while some := source.read(_CHUNK):
+                        new, ahead = some[ahead:], max(0, ahead - len(some))
+                        file.write(new)
+                        done += len(new)
+                        failed = 0 if new else failed
+                if whole is None or done >= whole:
+                    return
+                raise EOFError(f"{done} of {whole} bytes came")
+            except Exception as error:
+                failed, fault = failed + 1, _fault(error, str(self))
+                if failed == _TRIES or isinstance(fault, (FileNotFoundError, PermissionError)):
+                    raise fault from None
+                time.sleep(_PAUSE_S * 2 ** (failed - 1))
+
+    def write_from(self, file: BinaryIO) -> None:
+        """Become a copy of an open file; a store of objects has all of it or nothing. raises: OutputError."""
+        file.seek(0)
+        try:
+            with self._system().open(self.address, "wb") as target:
+                shutil.copyfileobj(file, target, _CHUNK)
+        except NotImplementedError:
+            raise OutputError(
+                f"{self}: cannot be written: such an address can only be read; write to s3:// or to a folder"
+            ) from None
+        except Exception as error:
+            raise OutputError(f"{self}: cannot be written: {_fault(error, str(self)).strerror}") from None
+
+    def files(self, recursive: bool) -> Iterator[Remote]:
+        """Those in this folder, in order, and in those within. raises: AsrError if it cannot be listed."""
+        system, start = self._system(), self.address.rstrip("/") + "/"
+
+        def fail(error: Exception) -> None:
+            if not isinstance(error, FileNotFoundError):
+                raise AsrError(f"{self}: cannot be listed: {_fault(error, str(self)).strerror}") from None
+
+        def inside(found: dict[str, Any]) -> bool:
+            """Whether it is below this folder: a page may link to anywhere, and a name may climb."""
+            rest = system.unstrip_protocol(found["name"]).removeprefix(start)
+            return bool(rest) and "://" not in rest and not rest.startswith("?") and ".." not in rest.split("/")
+
+        try:
+            for _, folders, names in system.walk(start, maxdepth=None if recursive else 1, detail=True, on_error=fail):
+                for name in sorted(folders):  # the order in which they are walked
+                    found = folders.pop(name)
+                    if inside(found):
+                        folders[name] = found
+                for _, found in sorted(names.items()):
+                    if inside(found):
+                        yield Remote.of(system.unstrip_protocol(found["name"]), found.get("size"))
+        except AsrError:
+            raise
+        except Exception as error:
+            fail(error)
+
+    def matches(self) -> list[Remote]:
+        """The files of a pattern such as s3://talks/*.flac, in order. raises: AsrError if they cannot be listed."""
+        system = self._system()
+        try:
+            found = system.glob(self.address, detail=True)
+        except Exception as error:
+            raise AsrError(f"{self}: cannot be listed: {_fault(error, str(self)).strerror}") from None
+        return [
+            Remote.of(system.unstrip_protocol(name), about.get("size"))
+            for name, about in sorted(found.items())
+            if about.get("type") == "file"
+        ]
+
+    def _ask(self, what: str) -> Any:
+        try:
+            return getattr(self._system(), what)(self.address)
+        except AsrError:
+            raise
+        except Exception as error:
+            raise _fault(error, str(self)) from None
+
+    def _system(self) -> Any:
+        """fsspec's file system. raises: AsrError if it is not installed."""
+        kind = self.address.partition(":")[0]
+        try:
+            import fsspec
+
+            options: dict[str, Any] = {}
+            if _NEEDS[kind] == "aiohttp":
+                import aiohttp
+
+                waits = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)
+                options = {"client_kwargs": {"timeout": waits}}
+            # Without its cache of listings, which would keep all that were ever seen.
+            return fsspec.filesystem(kind, use_listings_cache=False, **options)
+        except ImportError:
+            more = f" {_NEEDS[kind]}" if _NEEDS[kind] != "aiohttp" else ""
+            raise AsrError(
+                f"{self}: files at such addresses need fsspec and {_NEEDS[kind]}; in a clone of this project: "
+                f"pip install '.[remote]'{more}"
+            ) from None
+
+
+def _fault(error: Exception, name: str) -> OSError:
+    """What fsspec and the libraries below it raise, as the system's own errors are."""
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # fsspec says so of whatever happened on the web
+    status = getattr(error, "status", None)
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return FileNotFoundError(errno.ENOENT, "no such file", name)
+    if isinstance(error, PermissionError) or status in (401, 403) or type(error).__name__ == "NoCredentialsError":
+        return PermissionError(errno.EACCES, "no permission: check the address and your credentials", name)
+    if status is not None:  # whose text has the whole address, with what may be secret in it
+        return OSError(errno.EIO, f"the server answers {status} {getattr(error, 'message', '')}".rstrip(), name)
+    text = str(error).split("\n")[0] or type(error).__name__
+    return OSError(errno.EIO, getattr(error, "strerror", None) or text, name)
