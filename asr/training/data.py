@@ -122,14 +122,14 @@ class Corpus:
         # The manifest's duration may lie; speeds and batches go by the audio's own.
         durations_s = decoded.lengths / audio.SAMPLE_RATE
         usable = np.ones(len(decoded), bool)
-        for index, example in enumerate(self.examples):
+        for index, duration_s in enumerate(durations_s.tolist()):
             try:
                 if reason := decoded.errors.get(index):
                     raise UnusableError(reason)
-                if self._training:
-                    self._check_length(example, float(durations_s[index]))
+                if self._training and self._frames(duration_s) < min_frames(self.examples.token_ids[index]):
+                    self._check_length(self.examples[index], duration_s)
             except UnusableError as error:
-                self.skipped.append(Skipped(example.utterance.id, str(error)))
+                self.skipped.append(Skipped(self.examples.utterances[index].id, str(error)))
                 usable[index] = False
         kept = np.flatnonzero(usable)
         self.examples, self._audio = self.examples.take(kept, durations_s[kept]), decoded.take(kept)
