@@ -9,7 +9,7 @@ score. The tree of all spellings knows the words that a prefix can become.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from asr.tokens import BLANK, Tokens
 
 SPACE = "\u2581"  # how a character model's text writes the space between words
 MAX_WEIGHT = 1000.0  # far beyond all sense; infinite ones would make NaN of the sums
+_NEURAL_SHARE = 0.5  # until it is tuned
 _MAX_TABLE = 1 << 30  # bytes
 _MAX_ASKED = 1 << 16  # what is remembered of the model
 
@@ -38,7 +39,7 @@ class Decoding:
     lm_weight: float = 0.8
     word_bonus: float = 0.0
     unknown: float | None = -12.0
-    neural_share: float = 0.5
+    neural_share: float = _NEURAL_SHARE
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -49,6 +50,13 @@ class Decoding:
         ):
             if value is None or not low <= value <= high:  # nor NaN
                 raise DecodingError(f"expected for {name} a number from {low:g} to {high:g}, got {value}")
+
+    def settings(self) -> dict[str, float | None]:
+        """By name; without neural_share where that was never chosen."""
+        chosen = asdict(self)
+        if self.neural_share == _NEURAL_SHARE:
+            del chosen["neural_share"]
+        return chosen
 
 
 class WordScorer:

@@ -44,10 +44,9 @@ class Trial:
     cer: float
 
     def __str__(self) -> str:
-        settings = asdict(self.decoding)
-        if settings["neural_share"] == Decoding().neural_share:  # as where nothing rescores
-            del settings["neural_share"]
-        weights = ",".join(f"{name}={'never' if value is None else value}" for name, value in settings.items())
+        weights = ",".join(
+            f"{name}={'never' if value is None else value}" for name, value in self.decoding.settings().items()
+        )
         return f"--decoding {weights}: WER {self.wer:.2%}, CER {self.cer:.2%}"
 
 
@@ -161,7 +160,7 @@ def store(
     data = onnxfile.read(path)
     card = json.loads(onnxfile.metadata(data, "asr"))
     if decoding is not None:
-        card["decoding"] = asdict(decoding)
+        card["decoding"] = decoding.settings()
     kept = card["calibration"] if isinstance(card.get("calibration"), dict) else {}
     card["calibration"] = kept | {kind: asdict(one) for kind, one in calibrations.items()}
     files.write(

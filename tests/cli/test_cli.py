@@ -528,6 +528,6 @@ def test_models(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_completion(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "complete -o nosort -F _asr_completion asr" in cli("--show-completion", "bash").stdout
-    for name, value in {"_ASR_COMPLETE": "complete_bash", "COMP_WORDS": "asr tr", "COMP_CWORD": "1"}.items():
+    for name, value in {"_ASR_COMPLETE": "bash_complete", "COMP_WORDS": "asr tr", "COMP_CWORD": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert cli().stdout.split() == ["transcribe", "train"]
+    assert cli().stdout.split() == ["plain,transcribe", "plain,train"]
