@@ -100,7 +100,14 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
     try:
-        app(prog_name="asr")  # also as python -m asr, or shell completion would be of python
+        # Also as python -m asr, or shell completion would be of python.
+        sys.exit(app.main(prog_name="asr", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:  # Ctrl-C before or after a command's own work
+        terminal.complain("interrupted")
+        sys.exit(130)
     except AsrError as error:
         terminal.complain(error)
         sys.exit(1)

@@ -13,9 +13,14 @@ from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import click
+
+from asr.errors import nearest
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class Option:
@@ -74,9 +79,19 @@ class Group(click.Group):
             self.add_command(found if isinstance(found, Group) else Command(cmd_name, found, examples))
         return super().get_command(ctx, cmd_name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self._places:
+            ctx.fail(f"No such command '{args[0]}'; {nearest(args[0], self._places)}.".replace("?.", "?"))
+        return super().resolve_command(ctx, args)
+
 
 class _Integer(click.IntRange):
     name = "whole number"
+
+    def _describe_range(self) -> str:
+        return "" if self.min is self.max is None else super()._describe_range()
 
 
 class _Number(click.FloatRange):
@@ -84,7 +99,17 @@ class _Number(click.FloatRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
-        return self.fail(f"{value!r} is not a number.", param, ctx) if math.isnan(number) else number
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not a number.", param, ctx)
+
+    def _describe_range(self) -> str:
+        return "" if self.min is self.max is None else super()._describe_range()
+
+
+def _complete_file(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What may be a file is completed as one by the shell."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
 
 
 def _fill(taker: Callable[..., Any], values: dict[str, Any]) -> Any:
@@ -121,6 +146,8 @@ def _parameter(name: str, hint: Any, how: Option, default: Any) -> click.Paramet
         settings["required"] = True
     else:
         settings["default"] = default
+    if kind is str:
+        settings["shell_complete"] = _complete_file
     if is_list:  # Click's own value of a list is a tuple
         settings["callback"] = lambda _context, _parameter, value: list(value) if value else default
     if isinstance(how, Argument):

@@ -28,7 +28,7 @@ def label(
     recursive: Annotated[
         bool, Option("--recursive", "-r", help="Also the folders within folders, which name the speakers.")
     ] = False,
-    threads: Annotated[int, Option(help="Threads of the model on a CPU.", min=1)] = 1,
+    threads: Annotated[int, Option(help="Threads of the model on a CPU.", min=1, max=256)] = 1,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Transcribe speech with a Whisper model, and keep what it is sure of, as a manifest to train on.

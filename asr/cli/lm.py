@@ -227,7 +227,8 @@ def info(model: Annotated[str, Argument(help="A language model, or a name.")]) -
     counts = loaded.counts if isinstance(loaded, NgramModel) else [len(loaded.words)]
     rows = {f"{n}-grams": f"{count:,}" for n, count in enumerate(counts, 1)}
     told = dict(loaded.info)
-    told |= told.pop("settings", {})
+    settings = told.pop("settings", {})
+    told |= {name: settings[name] for name in ("embedding", "hidden", "epochs") if name in settings}
     for number, part in enumerate(told.pop("mixture", []), 1):  # of each model only what it was made of
         told[f"model {number}"] = {key: part[key] for key in ("texts", "words", "lines") if key in part}
     rows |= {terminal.line(key.replace("_", " ")): terminal.line(options.readable(told[key])) for key in told}

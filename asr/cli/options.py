@@ -35,7 +35,7 @@ Weights = Annotated[
     str | None,
     Option(
         "--decoding",
-        help="How much it is heeded, such as lm_weight=0.8,unknown=-6; see asr tune.",
+        help="How much it is heeded, such as lm_weight=0.5,word_bonus=0; see asr tune.",
         show_default="the model's own",
     ),
 ]

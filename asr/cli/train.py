@@ -20,7 +20,7 @@ def train(
     run: Annotated[Path | None, Option(help="The run folder.", show_default="runs/<name>")] = None,
     resume: Annotated[bool, Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, Option(help="CPU threads.", min=1)] = None,
+    threads: Annotated[int | None, Option(help="CPU threads.", min=1, max=256)] = None,
     profile: Annotated[bool, Option("--profile", help="Print at the end where the time went.")] = False,
 ) -> None:
     """Train a model; Ctrl-C saves, --resume goes on. Several devices: torchrun --nproc-per-node N -m -- asr train ..."""
@@ -56,7 +56,7 @@ def adapt(
     ] = 0.0,
     resume: Annotated[bool, Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, Option(help="CPU threads.", min=1)] = None,
+    threads: Annotated[int | None, Option(help="CPU threads.", min=1, max=256)] = None,
 ) -> None:
     """Train a model on with minutes of a voice or a subject; what is gained on it, and lost on the old dev set."""
     from rich.console import Console
@@ -88,7 +88,7 @@ def report(
         Path | None, Option(help="The set to look at: JSON lines.", show_default="the training's dev set")
     ] = None,
     device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, Option(help="CPU threads.", min=1)] = None,
+    threads: Annotated[int | None, Option(help="CPU threads.", min=1, max=256)] = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """One web page about a training: curves, gradients, errors, and the worst utterances to hear and see."""

@@ -60,7 +60,7 @@ class _Asked:
         str | None,
         Option(metavar="N/OF", help="Of all recordings a part, such as 3/16; for arrays of jobs."),
     ] = None
-    threads: Annotated[int, Option(help="Threads of the network in each process; one is fastest.", min=1)] = 1
+    threads: Annotated[int, Option(help="Threads of the network in each process; one is fastest.", min=1, max=256)] = 1
     start: Annotated[str | None, Option(help="Hear nothing before this time: 90, 1:30 or 0:01:30.5.")] = None
     end: Annotated[str | None, Option(help="Hear nothing after this time.")] = None
     channels: Annotated[
@@ -111,6 +111,7 @@ class _Asked:
         piped, kinds, beam = self.piped, self.kinds, self.steering.beam
         options.refuse(
             (self.output is None and len(kinds) > 1, "--format", "several formats need a folder to go to: -o DIR"),
+            ("" in self.inputs, "INPUTS", "expected names of recordings, got an empty one"),
             (self.quiet and self.verbose, "--quiet", "--verbose asks for the opposite"),
             (self.overwrite and self.skip_existing, "--overwrite", "--skip-existing asks for the opposite"),
             (

@@ -33,6 +33,8 @@ def open_session(path: Path, threads: int) -> tuple[Any, str]:
             providers=["CPUExecutionProvider"],
             disabled_optimizers=["ConstantFolding"],
         )
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file; check the path") from None
     except PermissionError:
         raise ModelError(f"{path}: no permission to read this file; change its mode or its owner") from None
     except Exception as error:  # onnxruntime has no narrower class for bad files

@@ -531,3 +531,40 @@ def test_completion(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"_ASR_COMPLETE": "bash_complete", "COMP_WORDS": "asr tr", "COMP_CWORD": "1"}.items():
         monkeypatch.setenv(name, value)
     assert cli().stdout.split() == ["plain,transcribe", "plain,train"]
+    monkeypatch.setenv("COMP_WORDS", "asr transcribe ta")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert cli().stdout == "file,ta\n"  # which the shell completes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["transcrbe"], "No such command 'transcrbe'; did you mean 'transcribe'?"),
+        (["lm", "trian"], "No such command 'trian'; did you mean 'train'?"),
+        (["transcribe", "a.wav", "--reject", "inf"], "'inf' is not a number."),
+        (["transcribe", "a.wav", "--rate", "fast"], "'fast' is not a valid whole number."),
+        (["transcribe", "a.wav", "--threads", "100000"], "100000 is not in the range 1<=x<=256."),
+        (["transcribe", ""], "expected names of recordings, got an empty one"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_usage_is_told_with_what_would_be_right(cli: Cli, arguments: list[str], message: str) -> None:
+    done = cli(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+
+
+def test_help_tells_no_range_where_there_is_none(cli: Cli) -> None:
+    assert "None" not in cli("transcribe", "--help").stdout
+
+
+def test_ctrl_c_before_a_command_works_is_one_line() -> None:
+    """Whatever it is at then, such as the command's imports."""
+    script = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); import asr.cli\n"
+        "sys.argv = ['asr', 'transcribe', '--help']\n"
+        "asr.cli.app.get_command = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "asr.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "asr: interrupted")
