@@ -9,8 +9,10 @@ import contextlib
 import io
 import itertools
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -291,7 +293,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """Files and live streams of several clients at once, by the first utterance of a manifest."""
     utterance = manifest.read(arguments.manifest)[0]
     content, waveform = Path(utterance.audio).read_bytes(), audio.read_utterance(utterance)
-    parts, folder = arguments.parts, arguments.folder
+    parts, folder = arguments.parts, Path(tempfile.mkdtemp(dir=arguments.folder))
     with _serving(arguments.model, folder) as server:
         if "files" in parts:
             print(f"\n| clients | files a second, of {len(waveform) / audio.SAMPLE_RATE:.1f} s |\n|---|---|")
@@ -324,6 +326,7 @@ def serve(arguments: argparse.Namespace) -> None:
             with _serving(arguments.model, folder) as server:  # without what the ones before have left to be digested
                 health, file = _stall(server, name, content, arguments.hostile, arguments.seconds)
                 print(f"| {name} | {health:.2f} s | {file:.2f} s |", flush=True)
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":  # a hostile client
