@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
@@ -83,7 +84,7 @@ class Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in self._places:
-            ctx.fail(f"No such command '{args[0]}'; {nearest(args[0], self._places)}.".replace("?.", "?"))
+            ctx.fail(f"No such command '{args[0]}'; {nearest(args[0], self._places)}")
         return super().resolve_command(ctx, args)
 
 
@@ -103,6 +104,13 @@ class _Number(click.FloatRange):
 
     def _describe_range(self) -> str:
         return "" if self.min is self.max is None else super()._describe_range()
+
+
+_TYPES: dict[Any, Callable[..., click.ParamType[Any]]] = {
+    int: _Integer,
+    float: _Number,
+    Path: partial(click.Path, path_type=Path),
+}
 
 
 def _complete_file(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -140,8 +148,7 @@ def _parameter(name: str, hint: Any, how: Option, default: Any) -> click.Paramet
     kind = get_args(kind)[0] if is_list else kind
     settings = {"show_default": True} | how.settings
     limits = {side: settings.pop(side) for side in ("min", "max") if side in settings}
-    types = {int: _Integer(**limits), float: _Number(**limits), Path: click.Path(path_type=Path)}
-    settings["type"] = types.get(kind, kind)
+    settings["type"] = _TYPES[kind](**limits) if kind in _TYPES else kind
     if default is inspect.Parameter.empty:
         settings["required"] = True
     else:

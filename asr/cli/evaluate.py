@@ -148,13 +148,10 @@ def tune(
     from asr.models import find_model, is_bundled
     from asr.recognizer import Recognizer
 
+    without = not options.has_lm(model, lm, beam)
     options.refuse(
-        (closed and not options.has_lm(model, lm, beam), "--closed", "is for a language model: --lm FILE"),
-        (
-            rescore is not None and not options.has_lm(model, lm, beam),
-            "--rescore",
-            "is for a language model: --lm FILE",
-        ),
+        (without and closed, "--closed", "is for a language model: --lm FILE"),
+        (without and rescore is not None, "--rescore", "is for a language model: --lm FILE"),
         (output is not None and dry_run, "--dry-run", "writes nothing, not to --output either"),
         (overwrite and output is None, "--overwrite", "is of a copy: -o FILE"),
     )

@@ -30,11 +30,13 @@ from asr.errors import TrainingError
 from asr.lm.kneserney import Text, read
 from asr.lm.model import BOS, EOS
 from asr.lm.neural import KIND, SCHEMA, NeuralLm
-from asr.training import checkpoint, export, graph, launch
+from asr.training import checkpoint, config, export, graph, launch, schedule
 
 MAX_WORDS = 100  # of a line; what follows is not learned from, as one endless line would fill the memory
 _GROUPS = (0.1, 0.4)  # of the vocabulary: where the groups of the adaptive softmax begin
-_WARMUP = 0.02  # of the training
+SCHEDULE = config.Optimiser(
+    schedule="cosine", warmup=0.02, final=0.0
+)  # of the learning rate; its peak is that of Settings
 _CHECKPOINT_S = 180.0
 _TELL_S = 30.0
 _TOLERANCE = 1e-4  # on log-probabilities, absolute and relative
@@ -180,7 +182,7 @@ class _Session:
         """Returns how many words it learned from."""
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.lr * _rate(self.step / self.n_steps)
+            group["lr"] = self.settings.lr * schedule.rate(SCHEDULE, self.step / self.n_steps)
         words, valid = (part.to(self.device) for part in self.batches[self.step])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             losses = self.network.losses(words, valid)
@@ -293,10 +295,3 @@ def _check_parity(network: Network, written: NeuralLm) -> None:
                 f"expected the exported graph to match torch within {_TOLERANCE} for {len(ids) - 2} words, got another "
                 "result; nothing was written: check the versions of torch, onnx and onnxruntime"
             )
-
-
-def _rate(progress: float) -> float:
-    """The learning rate as a share of its peak: linear up, a half cosine down to 0 (Loshchilov & Hutter 2017)."""
-    if progress < _WARMUP:
-        return max(progress / _WARMUP, 1e-3)
-    return 0.5 + 0.5 * math.cos(math.pi * (progress - _WARMUP) / (1 - _WARMUP))

@@ -18,7 +18,7 @@ from asr.lm.kneserney import read
 from asr.lm.model import BOS, EOS, SPECIAL_WORDS
 from asr.lm.neural import NeuralLm
 from asr.models import find_model
-from asr.training import neural_lm
+from asr.training import neural_lm, schedule
 from asr.training.neural_lm import Batches, Network, Settings
 
 WORDS = [*SPECIAL_WORDS, "the", "a", "cat", "dog", "saw", "sat", "on", "mat", "bird"]
@@ -158,7 +158,7 @@ def test_other_files_are_refused(write: Callable[..., Path], tmp_path: Path) -> 
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    rates = [neural_lm._rate(step / 100) for step in range(101)]
+    rates = [schedule.rate(neural_lm.SCHEDULE, step / 100) for step in range(101)]
     assert rates[2] == max(rates) == 1
     assert rates[100] == pytest.approx(0, abs=1e-9)
     assert all(math.isfinite(rate) for rate in rates)
