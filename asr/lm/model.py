@@ -295,18 +295,7 @@ class NgramModel:
 
     def perplexity(self, lines: Iterable[str]) -> Perplexity:
         """The perplexity of a text, one sentence a line, words between white space; an empty line is a sentence too."""
-        words = sentences = oovs = 0
-        log_prob = oov_log_prob = 0.0
-        lines = iter(lines)
-        while batch := [line.split() for line in islice(lines, BATCH)]:
-            ids = self.ids(word for sentence in batch for word in (*sentence, SPECIAL_WORDS[EOS]))
-            log_probs = self._score_all(ids, np.array([len(sentence) + 1 for sentence in batch]), self.start)
-            words += len(ids) - len(batch)
-            sentences += len(batch)
-            oovs += int(np.count_nonzero(ids == UNK))
-            log_prob += float(log_probs.sum())
-            oov_log_prob += float(log_probs[ids == UNK].sum())
-        return Perplexity(words, sentences, oovs, log_prob, oov_log_prob)
+        return measure(lines, self.ids, self.log_probs_of, BATCH)
 
     def _score_all(self, words: np.ndarray, lengths: np.ndarray, start: int) -> np.ndarray:
         """The log-probability (n,) of each of n words, which are B sentences end to end; lengths: (B,) words.
@@ -378,6 +367,27 @@ class NgramModel:
         for column in reversed(range(k)):
             nodes, ids[:, column] = np.divmod(self.keys[nodes], self.counts[0])
         return ids
+
+
+def measure(
+    lines: Iterable[str],
+    ids_of: Callable[[Iterable[str]], np.ndarray],
+    log_probs_of: Callable[[Sequence[str]], list[np.ndarray]],
+    batch_size: int,
+) -> Perplexity:
+    """The perplexity of a text by any model's word ids and log-probabilities, so many lines at a time."""
+    words = sentences = oovs = 0
+    log_prob = oov_log_prob = 0.0
+    lines = iter(lines)
+    while batch := list(islice(lines, batch_size)):
+        ids = ids_of(word for line in batch for word in (*line.split(), SPECIAL_WORDS[EOS]))
+        log_probs = np.concatenate(log_probs_of(batch))
+        words += len(ids) - len(batch)
+        sentences += len(batch)
+        oovs += int(np.count_nonzero(ids == UNK))
+        log_prob += float(log_probs.sum())
+        oov_log_prob += float(log_probs[ids == UNK].sum())
+    return Perplexity(words, sentences, oovs, log_prob, oov_log_prob)
 
 
 def build(

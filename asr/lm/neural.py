@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from asr.errors import LmError, ModelError
-from asr.lm.model import BOS, EOS, SPECIAL_WORDS, UNK, Perplexity
+from asr.lm.model import BOS, EOS, SPECIAL_WORDS, UNK, Perplexity, measure
 from asr.models.runtime import open_session, run_session
 
 _LINES = 256  # of a text that are worked on together; each takes as many numbers as there are words
@@ -78,18 +77,7 @@ class NeuralLm:
 
     def perplexity(self, lines: Iterable[str]) -> Perplexity:
         """As `asr.lm.model.NgramModel.perplexity`."""
-        words = sentences = oovs = 0
-        log_prob = oov_log_prob = 0.0
-        lines = iter(lines)
-        while batch := list(islice(lines, _LINES)):
-            for line, log_probs in zip(batch, self.log_probs(batch), strict=True):
-                unknown = self.ids(line.split()) == UNK
-                words += len(unknown)
-                oovs += int(unknown.sum())
-                log_prob += float(log_probs.sum())
-                oov_log_prob += float(log_probs[:-1][unknown].sum())
-            sentences += len(batch)
-        return Perplexity(words, sentences, oovs, log_prob, oov_log_prob)
+        return measure(lines, self.ids, self.log_probs, _LINES)
 
     def _step(self, words: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n,) ids and (2, n, H) states -> (n, V) natural log p of the next word, and the states after these."""
