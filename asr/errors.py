@@ -88,3 +88,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+
+
+def number_of(count: int, noun: str) -> str:
+    """A count with its noun, for messages.
+
+    >>> number_of(1, "recording"), number_of(2, "recording"), number_of(0, "batch")
+    ('1 recording', '2 recordings', '0 batches')
+    """
+    plural = "es" if noun.endswith(("ch", "ss")) else "s"
+    return f"{count} {noun}{plural if count != 1 else ''}"

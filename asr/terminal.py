@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -29,13 +30,13 @@ _bar: Progress | None = None  # that stands in the terminal's last line
 
 
 @contextmanager
-def interruptible(hint: str = "") -> Iterator[None]:
-    """Ctrl-C within is one line on stderr, and exit status 130."""
+def interruptible(hint: Callable[[], str] = str) -> Iterator[None]:
+    """Ctrl-C within is one line on stderr, which ends in what `hint` then returns, and exit status 130."""
     try:
         yield
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would be a traceback from Python's own end
-        complain(f"interrupted{hint}")
+        complain(f"interrupted{hint()}")
         raise click.exceptions.Exit(130) from None
 
 
@@ -163,6 +164,39 @@ def own_stderr() -> None:
     sys.stderr = open(os.dup(2), "w", buffering=1, encoding=usual.encoding, errors=usual.errors)  # noqa: SIM115, PTH123
 
 
+class _Output(io.FileIO):
+    """Standard output, of which one line says that it cannot be written, whether help, a table or a text was to go there."""
+
+    _failed = False
+
+    def write(self, data: Any, /) -> int:
+        if self._failed:  # what is left in the buffers at the end
+            return memoryview(data).nbytes
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self._failed = True
+            complain(f"standard output: cannot be written: {error.strerror}; check the free space there")
+            raise click.exceptions.Exit(1) from None
+
+
+def own_stdout() -> None:
+    """From now on, nothing more is done once standard output is full."""
+    usual = sys.stdout
+    # Not that of a test, nor a console of Windows, whose letters are no bytes.
+    if not isinstance(usual, io.TextIOWrapper) or type(getattr(usual.buffer, "raw", usual.buffer)) is not io.FileIO:
+        return
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Output(usual.fileno(), "w", closefd=False)),
+        encoding=usual.encoding,
+        errors=usual.errors,
+        line_buffering=usual.line_buffering,
+        write_through=usual.write_through,
+    )
+
+
 def line(text: object) -> str:
     """As one line of plain text, whatever a file's name holds: line ends are spaces, control characters escaped."""
     line = " ".join(str(text).splitlines())
@@ -170,7 +204,7 @@ def line(text: object) -> str:
 
 
 def show(text: str) -> None:
-    """Text on stdout, at once. Nothing more is worth doing when that is full or closed."""
+    """Text on stdout, at once. Nothing more is worth doing when that is closed."""
     if sys.stdout is None:
         complain("standard output: is closed; open it, or write files with -o")
         raise click.exceptions.Exit(1)
@@ -187,11 +221,6 @@ def show(text: str) -> None:
             f"standard output: its encoding, {error.encoding}, lacks {error.object[error.start]!a}; "
             "set PYTHONIOENCODING=utf-8, or write files with -o"
         ) from None
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        complain(f"standard output: cannot be written: {error.strerror}; check the free space there")
-        raise click.exceptions.Exit(1) from None
 
 
 def clock(seconds: float) -> str:

@@ -59,9 +59,9 @@ COMMANDS = {
     "lm convert": Case("own.lm -o own.arpa", "", "^own.arpa: .* 1-grams"),
     "lm perplexity": Case("own.lm sentences.txt", "^perplexity "),
     "lm info": Case("own.lm", "^1-grams +"),
-    "import kaldi": Case("data -o kaldi.jsonl", "", "^kaldi.jsonl: 1 utterances, "),
-    "import lhotse": Case("cuts.jsonl -o lhotse.jsonl", "", "^lhotse.jsonl: 1 utterances, "),
-    "import csv": Case("table.csv -o csv.jsonl", "", "^csv.jsonl: 1 utterances, "),
+    "import kaldi": Case("data -o kaldi.jsonl", "", "^kaldi.jsonl: 1 utterance, "),
+    "import lhotse": Case("cuts.jsonl -o lhotse.jsonl", "", "^lhotse.jsonl: 1 utterance, "),
+    "import csv": Case("table.csv -o csv.jsonl", "", "^csv.jsonl: 1 utterance, "),
 }
 
 

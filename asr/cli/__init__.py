@@ -38,7 +38,7 @@ app = Group(
         ),
         "train": (
             "asr.cli.train:train",
-            "asr train recipes/fsdd/config.yaml network.hidden=128 epochs=10 --run runs/small",
+            "asr train recipes/fsdd/config.yaml epochs=10 --run runs/small",
         ),
         "adapt": (
             "asr.cli.train:adapt",
@@ -95,6 +95,7 @@ click.option(
 def main() -> None:
     """Entry point: errors in the input are one line on stderr and exit status 1."""
     terminal.own_stderr()
+    terminal.own_stdout()
     terminal.hear_log()
     for stream in (sys.stdout, sys.stderr):  # help and tables go on where an encoding lacks a letter; texts do not
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":

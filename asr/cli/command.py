@@ -163,4 +163,20 @@ def _parameter(name: str, hint: Any, how: Option, default: Any) -> click.Paramet
     if kind in (int, float):
         settings = {"metavar": "N"} | settings
     flags = how.names or (f"--{name.replace('_', '-')}",)
-    return click.Option([*flags, name], multiple=is_list, is_flag=kind is bool, **settings)
+    if kind is bool:
+        return click.Option([*flags, name], is_flag=True, **settings)
+    if not is_list:  # heard as often as it is given, so that none is lost without a word
+        settings["callback"] = _only
+        settings["default"] = None if settings.get("default") is None else [settings["default"]]
+    return click.Option([*flags, name], multiple=True, **settings)
+
+
+def _only(_context: click.Context, _parameter: click.Parameter, values: tuple[Any, ...]) -> Any:
+    """The value of an option that takes one.
+
+    Two that differ are an error, also where the first comes from an alias that the second is meant to correct: that cannot
+    be told from somebody who wants both files, formats or models, and would get one of them. The same twice is harmless.
+    """
+    if len(set(values)) > 1:
+        raise click.BadParameter(f"takes one value, got {' and '.join(map(str, dict.fromkeys(values)))}.")
+    return values[0] if values else None

@@ -14,7 +14,7 @@ import click
 from asr import terminal
 from asr.cli import options
 from asr.cli.command import Argument, Option
-from asr.errors import AsrError, DecodingError
+from asr.errors import AsrError, DecodingError, number_of
 from asr.files import write
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def evaluate(asked: _Asked) -> None:
     spent = perf_counter() - started
     if not scored:
         raise AsrError(
-            f"{asked.manifest}: none of {len(utterances)} utterances could be read; the first: {failures[0]}"
+            f"{asked.manifest}: none of {number_of(len(utterances), 'utterance')} could be read; the first: {failures[0]}"
         )
     report = metrics.report(scored, worst=asked.worst)
     _show(recognizer, report, _reliability(found) if asked.calibration else None, failures, asked)
@@ -89,7 +89,9 @@ def evaluate(asked: _Asked) -> None:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write(asked.output, lines, overwrite=asked.overwrite)
     if failures:
-        terminal.note(f"{len(failures)} of {len(utterances)} utterances failed and are not in the figures, see above")
+        terminal.note(
+            f"{len(failures)} of {number_of(len(utterances), 'utterance')} failed, see above; the figures are of the others"
+        )
         raise click.exceptions.Exit(1)
 
 
@@ -122,7 +124,8 @@ def _show(
     if asked.plot is not None and reliable is not None:
         from asr.training import plots
 
-        title = f"{recognizer.name}: {reliable.counts.sum()} words, expected calibration error {reliable.error:.3f}"
+        words = number_of(reliable.counts.sum(), "word")
+        title = f"{recognizer.name}: {words}, expected calibration error {reliable.error:.3f}"
         picture = plots.reliability(title, reliable.counts, reliable.confidence, reliable.accuracy)
         write(asked.plot, picture, overwrite=asked.overwrite)
 
@@ -169,7 +172,7 @@ def tune(
     options.note_unspelt(recognizer)
     terminal.note(options.describe(recognizer))
     failures: list[AsrError] = []
-    with terminal.interruptible("; nothing was changed"), terminal.progress(terminal.stderr(False)) as progress:
+    with terminal.interruptible(lambda: "; nothing was changed"), terminal.progress(terminal.stderr(False)) as progress:
         track = progress.track(utterances, description="running the network")
         examples = list(evaluation.examples(recognizer, track, options.collect(failures)))
         if not any(example.reference for example in examples):
@@ -181,7 +184,9 @@ def tune(
             with_lm = f"; use it with --lm {recognizer.lm_path}" if output and recognizer.lm_path else ""
             terminal.note(f"{target}: these settings are in it now{with_lm}")
     if failures:
-        terminal.note(f"{len(failures)} recordings could not be read, see above; the settings are of the others")
+        terminal.note(
+            f"{number_of(len(failures), 'recording')} could not be read, see above; the settings are of the others"
+        )
         raise click.exceptions.Exit(1)
 
 

@@ -11,7 +11,7 @@ import click
 from asr import terminal
 from asr.cli import options
 from asr.cli.command import Argument, Option
-from asr.errors import AsrError
+from asr.errors import AsrError, number_of
 
 
 def label(
@@ -53,11 +53,11 @@ def label(
     begun = output.with_name(output.name + ".begun")
     if overwrite:
         begun.unlink(missing_ok=True)
-    with terminal.interruptible(f"; the same command goes on from {begun}"):
+    with terminal.interruptible(lambda: f"; the same command goes on from {begun}"):
         hear = label.whisper(teacher, language, threads)
         labels = label.Labels(begun, {"teacher": str(teacher), "language": language, "sure": sure})
         if len(labels):
-            terminal.note(f"{begun}: {len(labels)} clips are labelled already")
+            terminal.note(f"{begun}: {number_of(len(labels), 'clip')} labelled already")
         with terminal.progress(terminal.stderr(False)) as progress:
             infos = entries.probe(recordings, progress)
         with closing(labels), terminal.progress(terminal.stderr(False)) as progress:
@@ -70,7 +70,7 @@ def label(
         if utterances:
             manifest.write(output, utterances)
             hours = sum(utterance.duration_s for utterance in utterances) / 3600
-            terminal.note(f"{output}: {len(utterances)} utterances, {hours:.2f} h")
+            terminal.note(f"{output}: {number_of(len(utterances), 'utterance')}, {hours:.2f} h")
         list_skipped(skipped, output, len(utterances), ", ".join(inputs))
         begun.unlink(missing_ok=True)
         if missing or any(isinstance(info, AsrError) for info in infos.values()):

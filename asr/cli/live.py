@@ -43,10 +43,12 @@ class _Asked:
     ] = None
     chunk: Annotated[
         float | None,
-        Option(help="Seconds heard at a time; fewer are faster, more are better.", show_default="0.32"),
+        Option(
+            help="Seconds heard at a time; fewer are faster, more are better.", min=0.02, max=30, show_default="0.32"
+        ),
     ] = None
     right_context: Annotated[
-        float | None, Option(help="Seconds heard beyond that, to understand it.", show_default="0.24")
+        float | None, Option(help="Seconds heard beyond that, to understand it.", min=0, max=30, show_default="0.24")
     ] = None
     file: Annotated[Path | None, Option("--from", help="Play this file instead of a microphone.")] = None
     speed: Annotated[

@@ -11,7 +11,7 @@ import click
 from asr import terminal
 from asr.cli import options
 from asr.cli.command import Argument, Group, Option
-from asr.errors import AsrError
+from asr.errors import AsrError, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -214,7 +214,7 @@ def perplexity(
         raise AsrError(f"{', '.join(map(str, texts))}: expected a text, got no words")
     terminal.show(
         f"perplexity {found.including_oovs:.1f}, without unknown words {found.excluding_oovs:.1f}; "
-        f"{found.words} words in {found.sentences} sentences, {found.oovs} unknown\n"
+        f"{number_of(found.words, 'word')} in {number_of(found.sentences, 'sentence')}, {found.oovs} unknown\n"
     )
 
 

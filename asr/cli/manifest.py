@@ -10,7 +10,7 @@ import click
 from asr import terminal
 from asr.cli import options
 from asr.cli.command import Argument, Group, Option
-from asr.errors import AsrError, ManifestError
+from asr.errors import AsrError, ManifestError, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ app = Group(
         ),
         "lhotse": (
             "asr.cli.manifest:import_lhotse",
-            "asr import lhotse ljspeech_recordings_all.jsonl.gz ljspeech_supervisions_all.jsonl.gz -o lj.jsonl",
+            "asr import lhotse recordings.jsonl.gz supervisions.jsonl.gz -o lj.jsonl",
         ),
         "csv": ("asr.cli.manifest:import_csv", "asr import csv cv-corpus/en/train.tsv -o train.jsonl"),
     },
@@ -184,7 +184,7 @@ def export_manifest(
             packed = gzip.compress(data, compresslevel=6, mtime=0) if lhotse.suffix == ".gz" else data
             write(lhotse, packed, overwrite=True)
         for target in targets if utterances else []:
-            terminal.note(f"{target}: {len(utterances)} utterances")
+            terminal.note(f"{target}: {number_of(len(utterances), 'utterance')}")
         list_skipped(skipped, targets[0], len(utterances), str(manifest))
         if skipped:
             raise click.exceptions.Exit(1)
@@ -202,9 +202,11 @@ def _import(corpus: Corpus, output: Path, source: str) -> None:
         manifest.write(output, utterances)
         hours = sum(utterance.duration_s for utterance in utterances) / 3600
         speakers = len({utterance.speaker for utterance in utterances} - {None})
-        terminal.note(f"{output}: {len(utterances)} utterances, {hours:.2f} h, {speakers} speakers")
+        terminal.note(
+            f"{output}: {number_of(len(utterances), 'utterance')}, {hours:.2f} h, {number_of(speakers, 'speaker')}"
+        )
     if corpus.untranscribed:
-        terminal.note(f"{corpus.untranscribed} recordings or cuts hold no utterance")
+        terminal.note(f"recordings or cuts without an utterance: {corpus.untranscribed}")
     list_skipped(corpus.skipped + unfit, output, len(utterances), source)
     if corpus.skipped or unfit:
         raise click.exceptions.Exit(1)
@@ -227,5 +229,9 @@ def list_skipped(skipped: Sequence[Skipped], output: Path, taken: int, source: s
     for skip in skipped[:_SHOWN]:
         terminal.complain(f"{skip.id}: {skip.reason}")
     if not taken:
-        raise AsrError(f"{source}: none of {len(skipped)} utterances can be used; the reasons are in {listed}")
-    terminal.note(f"{len(skipped)} of {taken + len(skipped)} utterances skipped, listed with reasons in {listed}")
+        raise AsrError(
+            f"{source}: none of {number_of(len(skipped), 'utterance')} can be used; the reasons are in {listed}"
+        )
+    terminal.note(
+        f"{len(skipped)} of {number_of(taken + len(skipped), 'utterance')} skipped, listed with reasons in {listed}"
+    )

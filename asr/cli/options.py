@@ -13,7 +13,7 @@ import click
 
 from asr import terminal
 from asr.cli.command import Argument, Option
-from asr.errors import AsrError, nearest
+from asr.errors import AsrError, nearest, number_of
 
 if TYPE_CHECKING:
     from asr.recognizer import Recognizer
@@ -103,9 +103,10 @@ def _weights(text: str) -> dict[str, float | None]:
 
 
 def has_lm(model: str, lm: str | None, beam: int, grammar: Path | None = None) -> bool:
-    """Whether a Recognizer with these arguments heeds a language model."""
+    """Whether a Recognizer with these arguments heeds a language model. raises: BadParameter, ModelError."""
     from asr.models import choose_lm
 
+    refuse((beam == 1 and lm not in (None, "none"), "--beam", "1 is greedy; with a language model expected 16 or more"))
     return choose_lm(lm, model, beam=beam, grammar=grammar) is not None
 
 
@@ -182,7 +183,9 @@ def note_unspelt(recognizer: Recognizer) -> None:
     unspelt = recognizer.decoder.unspelt
     if unspelt:
         few = ", ".join(unspelt[:5]) + ", ..." * (len(unspelt) > 5)
-        terminal.note(f"{len(unspelt)} words of the language model cannot be spelt by {recognizer.name}: {few}")
+        terminal.note(
+            f"{number_of(len(unspelt), 'word')} of the language model cannot be spelt by {recognizer.name}: {few}"
+        )
 
 
 def collect(failures: list[AsrError]) -> Callable[[AsrError], None]:

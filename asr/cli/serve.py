@@ -13,6 +13,7 @@ import click
 from asr import terminal
 from asr.cli import options
 from asr.cli.command import Option
+from asr.errors import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -182,7 +183,7 @@ def _run(settings: Settings, shown: str) -> None:
 
     async def served() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        count = f"{settings.workers} worker{'s' * (settings.workers != 1)}"
+        count = number_of(settings.workers, "worker")
 
         def ready(address: str, ports: Mapping[str, int]) -> None:
             names = ", ".join(Path(model).stem for model in settings.models)

@@ -14,7 +14,7 @@ import click
 from asr import terminal
 from asr.cli import options
 from asr.cli.command import Argument, Option
-from asr.errors import AsrError, AudioError
+from asr.errors import AsrError, AudioError, number_of
 from asr.remote import Remote, locate
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ class _Asked:
     track: Annotated[
         int | None, Option(help="Of several audio tracks in a film.", min=1, show_default="the default one")
     ] = None
-    rate: Annotated[int | None, Option(help="The pipe has raw 16-bit mono samples at this rate, in Hz.")] = None
+    rate: Annotated[
+        int | None, Option(help="The pipe has raw 16-bit mono samples at this rate, in Hz.", min=1000, max=1_000_000)
+    ] = None
     quiet: Annotated[bool, Option("--quiet", "-q", help="Only errors on stderr.")] = False
     verbose: Annotated[bool, Option("--verbose", "-v", help="A line on stderr for each recording.")] = False
 
@@ -180,9 +182,8 @@ class _Asked:
     def tell(self, job: Job, transcript: Transcript, seconds: float) -> None:
         """What is to be said of a recording on stderr."""
         if self.verbose:
-            count, duration_s = len(transcript.words), transcript.duration_s
+            duration_s, words = transcript.duration_s, number_of(len(transcript.words), "word")
             speed = duration_s / max(seconds, 1e-9)
-            words = f"{count} word{'s' * (count != 1)}"
             terminal.note(
                 f"{job.source}: {duration_s:.2f} s of audio, {words}, in {seconds:.2f} s, {speed:.0f} x real time"
             )
@@ -208,7 +209,7 @@ def transcribe(asked: _Asked) -> None:
     if shard:
         total, found = len(found), batch.of_shard(found, shard, written=asked.output is not None)
         if total and not found and not quiet:
-            terminal.note(f"--shard {asked.shard}: has none of the {total} recordings")
+            terminal.note(f"--shard {asked.shard}: has none of {number_of(total, 'recording')}")
     recordings = batch.by_channel(found, asked.track) if asked.channels == "split" else found
     if asked.output is None and len(recordings) > 1 and kinds[0] not in ("txt", "ctm", "jsonl"):
         raise click.BadParameter(
@@ -223,7 +224,7 @@ def transcribe(asked: _Asked) -> None:
         terminal.note(batch.passed_over(others))
     terminal.hear_log(quiet)
     model = options.as_onnx(asked.model)
-    with terminal.interruptible("; --skip-existing goes on from here" if asked.output and not asked.piped else ""):
+    with terminal.interruptible():
         alone = len(recordings) == 1 and not shard
         if todo and (asked.verbose or alone):
             recognizer = Recognizer(model, **settings)
@@ -242,7 +243,8 @@ def transcribe(asked: _Asked) -> None:
         done, audio_s = _deliver_all(todo, results, asked, prefixed, hear["start_s"], started)
     failed = len(nothing) + len(recordings) - len(skipped) - done
     if recordings and len(skipped) == len(recordings) and not quiet:
-        terminal.note(f"{folder}: has the texts of all {len(skipped)} recordings already; --overwrite makes them again")
+        what = "the one recording" if len(skipped) == 1 else f"all {len(skipped)} recordings"
+        terminal.note(f"{folder}: has the texts of {what} already; --overwrite makes them again")
     elif len(recordings) > 1 and todo and not quiet:
         what = "recordings" if len(recordings) == len(found) else "channels"
         counts = f"{done} of {len(recordings)} {what}, {terminal.clock(audio_s)} of audio"
@@ -269,7 +271,15 @@ def _deliver_all(
     from time import perf_counter
 
     done, audio_s = 0, 0.0
-    with closing(results), terminal.progress(terminal.stderr(asked.quiet)) as progress:
+
+    def hint() -> str:  # what --overwrite has yet to replace would be skipped as well
+        return "; --skip-existing goes on from here" if done and asked.output and not asked.overwrite else ""
+
+    with (
+        terminal.interruptible(hint),
+        closing(results),
+        terminal.progress(terminal.stderr(asked.quiet)) as progress,
+    ):
         task = progress.add_task("transcribing", total=len(jobs))
         for job, attempt in zip(jobs, results, strict=True):
             for told in attempt.notes if not asked.quiet else ():

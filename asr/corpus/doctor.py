@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from asr import audio
-from asr.errors import AsrError
+from asr.errors import AsrError, number_of
 from asr.files import each as each_in_threads
 from asr.manifest import Utterance
 from asr.tokens import Tokens, min_frames
@@ -97,7 +97,8 @@ class Diagnosis:
             console.print(Text(line, style=style, no_wrap=True, overflow="ellipsis"))
 
         show(
-            f"{self.utterances} utterances, {self.hours:.2f} h, {self.speakers} speakers, {self.characters} characters",
+            f"{number_of(self.utterances, 'utterance')}, {self.hours:.2f} h, {number_of(self.speakers, 'speaker')}, "
+            f"{number_of(self.characters, 'character')}",
             "bold",
         )
         for note in self.notes:
@@ -127,7 +128,10 @@ class Diagnosis:
                 show(f"    {finding.id}: {' '.join(finding.detail.split())}")
             if count > len(some):
                 show(f"    and {count - len(some)} more")
-        show(f"{self.errors} errors, {self.warnings} warnings", "bold red" if self.errors else "bold")
+        show(
+            f"{number_of(self.errors, 'error')}, {number_of(self.warnings, 'warning')}",
+            "bold red" if self.errors else "bold",
+        )
 
 
 def check(
@@ -191,7 +195,7 @@ def check(
     if texts:
         text, count = texts.most_common(1)[0]
         often = f"; {count} times: {text[:40]!r}" if count > 1 else ""
-        diagnosis.notes.append(f"{len(texts)} different texts{often}")
+        diagnosis.notes.append(f"{number_of(len(texts), 'different text')}{often}")
     return diagnosis
 
 

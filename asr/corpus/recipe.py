@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from asr import audio, files, manifest, terminal
 from asr.corpus import archive, download
-from asr.errors import AsrError, CorpusError
+from asr.errors import AsrError, CorpusError, number_of
 from asr.manifest import Utterance
 
 if TYPE_CHECKING:
@@ -198,19 +198,19 @@ def _write(splits: Splits, out: Path, jobs: int) -> None:
         ]
         if not utterances:
             path.unlink(missing_ok=True)
-            unwritten = f"{path}: not written, none of its {len(recordings)} recordings can be used"
+            unwritten = f"{path}: not written, none of its {number_of(len(recordings), 'recording')} can be used"
             if name == "train":
                 raise CorpusError(unwritten + "".join(f"; the first: {why}" for why in list(reasons.values())[:1]))
             print(unwritten, file=sys.stderr)
             continue
         manifest.write(path, utterances)
         hours = sum(utterance.duration_s for utterance in utterances) / 3600
-        print(f"{path}: {len(utterances)} utterances, {hours:.2f} hours")
+        print(f"{path}: {number_of(len(utterances), 'utterance')}, {hours:.2f} hours")
     skipped = out / "skipped.jsonl"
     rows = [{"audio_filepath": str(path), "reason": reason} for path, reason in reasons.items()]
     if rows:
         _write_text(skipped, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        print(f"{len(rows)} recordings cannot be used and were left out: see {skipped}", file=sys.stderr)
+        print(f"{number_of(len(rows), 'recording')} cannot be used and were left out: see {skipped}", file=sys.stderr)
     else:
         skipped.unlink(missing_ok=True)
 

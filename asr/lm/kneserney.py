@@ -41,7 +41,7 @@ from itertools import count, pairwise
 
 import numpy as np
 
-from asr.errors import LmError
+from asr.errors import LmError, number_of
 from asr.lm.model import BOS, EOS, MAX_ORDER, SPECIAL_WORDS, UNK, Level, NgramModel
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
@@ -77,7 +77,7 @@ def train(
     thresholds = _thresholds(order, vocabulary_size, prune, entropy)
     text = read(sentences, vocabulary_size, alphabet)
     tell(
-        f"{text.n_tokens} words in {text.n_lines} lines ({text.n_empty} empty ones skipped); "
+        f"{number_of(text.n_tokens, 'word')} in {number_of(text.n_lines, 'line')} ({text.n_empty} empty ones skipped); "
         f"{len(text.words) - len(SPECIAL_WORDS)} words known, {text.n_unknown} times another one"
     )
 

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from asr import manifest, metrics, models
-from asr.errors import AsrError, TrainingError
+from asr.errors import AsrError, TrainingError, number_of
 from asr.manifest import Utterance
 from asr.training import checkpoint, config, evaluation, launch, loop
 from asr.training.data import Corpus
@@ -192,7 +192,8 @@ def _evaluate(
         if not corpus.examples:
             first = corpus.skipped[0]
             raise TrainingError(
-                f"{recordings}: none of {len(corpus.skipped)} utterances can be used; the first, {first.id}: {first.reason}"
+                f"{recordings}: none of {number_of(len(corpus.skipped), 'utterance')} can be used; "
+                f"the first, {first.id}: {first.reason}"
             )
         scored, loss = evaluation.evaluate(model.to(device), tokens, corpus)
     return scored, Errors(*evaluation.rates(scored), loss)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from asr import __version__
-from asr.errors import TrainingError
+from asr.errors import TrainingError, number_of
 from asr.lm.kneserney import Text, read
 from asr.lm.model import BOS, EOS
 from asr.lm.neural import KIND, SCHEMA, NeuralLm
@@ -125,7 +125,8 @@ def train(
     launch.shield_from_signals()
     text = read(lines, settings.vocabulary_size, settings.alphabet)
     tell(
-        f"{text.n_tokens} words in {text.n_lines} lines; {len(text.words) - 3} words known, {text.n_unknown} times others"
+        f"{number_of(text.n_tokens, 'word')} in {number_of(text.n_lines, 'line')}; "
+        f"{len(text.words) - 3} words known, {text.n_unknown} times others"
     )
     session = _Session(text, settings)
     if resume and kept.exists():

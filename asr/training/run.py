@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from asr import metrics, terminal
-from asr.errors import ConfigError, TrainingError
+from asr.errors import ConfigError, TrainingError, number_of
 from asr.tokens import Tokens
 from asr.training import checkpoint, config, encoder, launch, plots
 from asr.training.data import Corpus
@@ -129,12 +129,12 @@ def introduction(settings: config.Config, fabric: Fabric, model: AcousticModel, 
     device = "cpu" if fabric.device.type == "cpu" else torch.cuda.get_device_name(fabric.device)
     each = f"{fabric.world_size} processes on {device}" if fabric.world_size > 1 else device
     if fabric.device.type == "cpu":
-        each += f" with {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+        each += f" with {number_of(torch.get_num_threads(), 'thread')}"
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     hours = train_set.examples.durations_s.sum() / 3600
     return (
-        f"{each}, {fabric.strategy.precision.precision}: {parameters:,} parameters; {hours:.2f} hours in {batches} "
-        f"batches an epoch, {settings.epochs} epochs"
+        f"{each}, {fabric.strategy.precision.precision}: {parameters:,} parameters; {hours:.2f} hours in "
+        f"{number_of(batches, 'batch')} an epoch, {number_of(settings.epochs, 'epoch')}"
     )
 
 
@@ -151,12 +151,15 @@ def read_corpora(
         hours = corpus.examples.durations_s.sum() / 3600
         note = f"; {_list_skipped(corpus, name, run)}" if corpus.skipped and run else ""
         console.print(
-            f"{name}: {len(corpus.examples)} utterances, {hours:.2f} hours{note}", highlight=False, soft_wrap=True
+            f"{name}: {number_of(len(corpus.examples), 'utterance')}, {hours:.2f} hours{note}",
+            highlight=False,
+            soft_wrap=True,
         )
         if not corpus.examples:
             first = corpus.skipped[0]
             raise TrainingError(
-                f"{name}: none of {len(corpus.skipped)} utterances can be used; the first, {first.id}: {first.reason}"
+                f"{name}: none of {number_of(len(corpus.skipped), 'utterance')} can be used; "
+                f"the first, {first.id}: {first.reason}"
             )
     return train_set, dev_set
 

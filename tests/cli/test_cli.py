@@ -237,6 +237,12 @@ def test_a_closed_pipe_is_no_traceback() -> None:
         (f"transcribe -m digits {DIGITS} {DIGITS.with_name('7_jackson_0.wav')} >&-", "standard output: is closed"),
         ("info digits >&-", "standard output: is closed"),
         ("transcribe -m digits - <&-", "standard input: expected audio, got a closed pipe"),
+        ("--version > /dev/full", "standard output: cannot be written: No space left on device"),
+        ("lm train --help > /dev/full", "standard output: cannot be written: No space left on device"),
+        (
+            f"summary {DATA.parent.parent}/recipes/fsdd/config.yaml > /dev/full",
+            "standard output: cannot be written: No space left on device",
+        ),
     ],
 )
 def test_closed_streams(arguments: str, complaint: str) -> None:
@@ -318,7 +324,7 @@ def test_evaluate_counts_what_failed(cli: Cli, manifest: Path) -> None:
     done = cli("evaluate", "digits", manifest)
     assert done.returncode == 1
     assert "gone.wav: no such file" in done.stderr
-    assert "1 of 3 utterances failed and are not in the figures" in done.stderr
+    assert "1 of 3 utterances failed, see above; the figures are of the others" in done.stderr
 
 
 def test_evaluate_missing_manifest(cli: Cli) -> None:
@@ -497,6 +503,7 @@ def test_help_fits_80_columns_and_any_encoding(monkeypatch: pytest.MonkeyPatch) 
         shown = CliRunner().invoke(app, [*name, "--help"]).output
         assert "Usage: " in shown
         assert "…" not in shown, name  # where a word is cut
+        assert max(map(len, shown.splitlines())) <= 80, name  # nor is an example
 
 
 def test_help_in_ascii(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -545,6 +552,15 @@ def test_completion(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         (["transcribe", "a.wav", "--rate", "fast"], "'fast' is not a valid whole number."),
         (["transcribe", "a.wav", "--threads", "100000"], "100000 is not in the range 1<=x<=256."),
         (["transcribe", ""], "expected names of recordings, got an empty one"),
+        (["transcribe", "-", "--rate", "1"], "1 is not in the range 1000<=x<=1000000."),
+        (["live", "--chunk", "0"], "0.0 is not in the range 0.02<=x<=30."),
+        (["live", "--right-context", "-1"], "-1.0 is not in the range 0<=x<=30."),
+        (["transcribe", "a.wav", "-f", "txt", "-f", "srt"], "'--format' / '-f': takes one value, got txt and srt."),
+        (["transcribe", "a.wav", "--beam", "1", "--lm", "a.lm"], "1 is greedy; with a language model expected 16"),
+        (
+            ["tune", "digits", "dev.jsonl", "--beam", "1", "--lm", "a.lm"],
+            "1 is greedy; with a language model expected 16",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -552,6 +568,10 @@ def test_wrong_usage_is_told_with_what_would_be_right(cli: Cli, arguments: list[
     done = cli(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
+
+
+def test_one_value_given_twice_is_one(cli: Cli) -> None:
+    assert cli("transcribe", "-m", "digits", "-q", "-q", "-m", "digits", DIGITS).stdout == "five seven nine zero\n"
 
 
 def test_help_tells_no_range_where_there_is_none(cli: Cli) -> None:

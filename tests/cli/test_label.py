@@ -101,7 +101,7 @@ def test_ctrl_c_and_on(run: Label, recordings: Path, tmp_path: Path, monkeypatch
     assert said == "asr: train.jsonl.begun: labels of a run with sure -0.3; --overwrite begins anew\n"
     status, said = run("speech", "-r", "-o", "train.jsonl")
     assert status == 0
-    assert said.splitlines()[0] == "train.jsonl.begun: 2 clips are labelled already"
+    assert said.splitlines()[0] == "train.jsonl.begun: 2 clips labelled already"
     assert len(manifest.read(tmp_path / "train.jsonl")) == 4
 
 

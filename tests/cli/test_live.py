@@ -158,7 +158,6 @@ def test_wrong_inputs(cli: Cli, tmp_path: Path) -> None:
         (["--from", "missing.wav"], "no such file"),
         (["--from", "text.wav"], "expected"),
         (["--from", DIGITS, "--model", "nothing"], "expected a model file"),
-        (["--from", DIGITS, "--chunk", 99], "expected chunks of"),
         (["--from", DIGITS, "--save", "missing/talk.wav", "--lm", "nothing"], "nothing"),
     ):
         done = cli("live", "-m", "digits", "--quiet", *options)

@@ -37,7 +37,7 @@ def corpus(tmp_path: Path) -> Path:
 def test_kaldi_there_and_back(cli: Cli, corpus: Path, tmp_path: Path) -> None:
     done = cli("import", "kaldi", "data/train", "-o", "new/train.jsonl")
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "new/train.jsonl: 2 utterances, 0.00 h, 1 speakers\n"
+    assert done.stderr == "new/train.jsonl: 2 utterances, 0.00 h, 1 speaker\n"
     first = manifest.read(tmp_path / "new/train.jsonl")
     assert [(one.text, one.speaker) for one in first] == [("seven", "s1"), ("five seven nine zero", "s1")]
     done = cli("export-manifest", "new/train.jsonl", "--kaldi", "data/again", "--lhotse", "cuts.jsonl.gz")
@@ -106,7 +106,7 @@ def test_recordings_without_utterances_are_counted_and_no_fault(cli: Cli, tmp_pa
     (tmp_path / "cuts.jsonl").write_text(f"{json.dumps(silent)}\n{json.dumps(silent | {'supervisions': [spoken]})}\n")
     done = cli("import", "lhotse", "cuts.jsonl")
     assert done.returncode == 0
-    assert done.stderr.splitlines()[1:] == ["1 recordings or cuts hold no utterance"]
+    assert done.stderr.splitlines()[1:] == ["recordings or cuts without an utterance: 1"]
     (tmp_path / "silent.jsonl").write_text(json.dumps(silent))
     done = cli("import", "lhotse", "silent.jsonl", "-o", "none.jsonl")
     assert done.returncode == 1
@@ -155,7 +155,7 @@ def test_export_of_nothing_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     manifest.write(tmp_path / "m.jsonl", [Utterance(tmp_path / "gone.wav", 1.0, "x")])
     done = cli("export-manifest", "m.jsonl", "--lhotse", "cuts.jsonl")
     assert done.returncode == 1
-    assert "none of 1 utterances can be used" in done.stderr
+    assert "none of 1 utterance can be used" in done.stderr
     assert not (tmp_path / "cuts.jsonl").exists()
 
 

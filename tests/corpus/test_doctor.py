@@ -176,7 +176,7 @@ def test_notes_tell_of_mixed_rates_and_frequent_texts(tmp_path: Path) -> None:
     speak(tmp_path / "c.wav")
     utterances = [Utterance(tmp_path / f"{name}.wav", 2.0, "hello") for name in "abc"]
     diagnosis = doctor.check(utterances, TOKENS, english)
-    assert diagnosis.notes == ["sample rates: 16000 Hz (2), 8000 Hz (1)", "1 different texts; 3 times: 'hello'"]
+    assert diagnosis.notes == ["sample rates: 16000 Hz (2), 8000 Hz (1)", "1 different text; 3 times: 'hello'"]
 
 
 def test_real_recordings_have_no_faults() -> None:

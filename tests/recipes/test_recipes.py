@@ -796,7 +796,7 @@ def test_without_a_training_set_it_fails(tmp_path: Path) -> None:
     (tmp_path / "corpus" / "transcripts.csv").write_text(rows)
     done = prepare(tmp_path / "harbour", tmp_path / "corpus")
     assert done.returncode == 1
-    assert "train.jsonl: not written, none of its 1 recordings can be used; the first: " in done.stderr
+    assert "train.jsonl: not written, none of its 1 recording can be used; the first: " in done.stderr
 
 
 def test_a_new_recipe_never_replaces_one(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_a_folder_that_exists_is_left_alone(base: Path, higher: Path, tmp_path: 
 
 def test_nothing_usable_is_held_out(base: Path, higher: Path, tmp_path: Path) -> None:
     dev = recordings(tmp_path, "dev", ["xyz"])
-    assert "none of 1 utterances can be used; the first, dev00: character 'x'" in refusal(
+    assert "none of 1 utterance can be used; the first, dev00: character 'x'" in refusal(
         base, higher, tmp_path / "run", dev=dev
     )
 

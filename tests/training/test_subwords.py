@@ -293,4 +293,4 @@ def test_the_command_line_shows_the_pieces(
     (tmp_path / "m.jsonl").write_text(json.dumps(line) + "\n")
     checked = cli("doctor", "m.jsonl", "--config", "config.yaml")
     assert "too short" not in checked.stdout
-    assert "1 utterances" in checked.stdout
+    assert "1 utterance, " in checked.stdout
