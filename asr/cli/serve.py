@@ -54,7 +54,12 @@ class _Asked:
     tls_cert: Annotated[Path | None, Option(help="A certificate (PEM), for https.")] = None
     tls_key: Annotated[Path | None, Option(help="Its key.")] = None
     workers: Annotated[
-        int | None, Option(help="Files recognised at a time.", min=1, show_default="cores, at most 4")
+        int | None,
+        Option(
+            help="Files recognised at a time; one of several takes no long ones.",
+            min=1,
+            show_default="a core each, at most 4, and one",
+        ),
     ] = None
     max_streams: Annotated[int | None, Option(help="Live streams at a time.", min=0, show_default="4 a core")] = None
     max_queue: Annotated[int, Option(help="Files that may wait.", min=1)] = 32

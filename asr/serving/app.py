@@ -10,6 +10,7 @@ import re
 import secrets
 import ssl
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -27,7 +28,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_LINE = 8190  # bytes of a header, and of the request's line
 MAX_HEADERS = 64
 MAX_CONNECTIONS = 512  # beyond which those go that ask nothing, the oldest first
-_TURN = 16 << 10  # bytes that are read of one connection before the others have their turn
+# Of one connection so many bytes are read before the others have their turn, or fewer where that takes longer: what comes in
+# chunks of a byte costs a thousand times as much as what does not.
+_TURN, _LEAST_TURN, _TURN_S = 16 << 10, 1 << 10, 0.001
 _LAST_WORDS_S = 3.0  # for streams, when the server ends
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _log = logging.getLogger("asr.serving")
@@ -171,6 +174,13 @@ class _Connection(web.RequestHandler):
             idle = (one for one in alive if one is not self and not one._request_in_progress and not one._messages)
             if oldest := next(idle, None):
                 oldest.force_close()
+
+    def data_received(self, data: bytes) -> None:
+        began = time.thread_time()  # what other processes do meanwhile is not this client's doing
+        super().data_received(data)
+        spent_s, transport = max(1e-6, time.thread_time() - began), self.transport
+        if transport is not None and hasattr(transport, "max_size"):
+            transport.max_size = max(_LEAST_TURN, min(_TURN, int(len(data) * _TURN_S / spent_s)))
 
     def handle_error(
         self,

@@ -1,4 +1,8 @@
-"""Worker processes and the files that wait for one: in order, fairly, with what dies or hangs replaced."""
+"""Worker processes and the files that wait for one: in order, fairly, with what dies or hangs replaced.
+
+How long a file is, a worker finds out when it begins to decode it. Long ones are at work in all workers but one, where there
+are several: so a short one waits for short ones alone. One that turns out to be long in the last worker is put off.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import logging
 import math
 import multiprocessing
 import threading
+from bisect import insort
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +24,7 @@ from asr.recognizer import Heard
 from asr.serving.errors import ApiError, overloaded, shutting_down
 from asr.serving.metrics import Metrics
 from asr.serving.settings import ServeError, Settings
-from asr.serving.worker import CANCEL, Task, work
+from asr.serving.worker import CANCEL, GO_ON, PUT_OFF, Task, work
 from asr.transcript import Transcript
 
 _CANCEL_S = 2.0  # a worker that does not heed it by then is killed
@@ -28,7 +33,6 @@ _FRESH_S = 30.0  # a recognition so recent shows that all is well
 _PROBE_S = 5.0  # of silence, is recognised in so much time by any worker that is well
 _RATE = 0.03  # of real time, that recognising takes
 _BYTES_A_SECOND = 16_000  # of most recordings; a file's length is not known before it is decoded
-_SHORT = 60 * _BYTES_A_SECOND
 _log = logging.getLogger("asr.serving")
 
 
@@ -40,7 +44,7 @@ class _Job:
     since: float
     messages: asyncio.Queue[tuple[Any, ...]] = field(default_factory=asyncio.Queue)
     worker: _Worker | None = None
-    overtaken: bool = False
+    is_long: bool = False
 
 
 @dataclass(eq=False)
@@ -208,6 +212,10 @@ class Pool:
                 worker.why = text
             case ("heard", _):
                 self._pass_on(worker, message)
+            case ("long",):
+                self._let_go_on(worker)
+            case ("put off",):
+                self._put_off(worker)
             case ("done" | "failed", *_):
                 self._proved = worker.heard
                 _log.debug("worker %s: %s", worker.process.pid, message[0])
@@ -217,6 +225,29 @@ class Pool:
     def _pass_on(self, worker: _Worker, message: tuple[Any, ...]) -> None:
         if worker.job is not None:
             worker.job.messages.put_nowait(message)
+
+    def _let_go_on(self, worker: _Worker) -> None:
+        """A file is long: it goes on where another worker is left for short ones."""
+        assert worker.job is not None
+        worker.job.is_long = True
+        with contextlib.suppress(OSError):  # it is dead, as will be told
+            worker.connection.send(GO_ON if self._long <= self._most_long else PUT_OFF)
+
+    def _put_off(self, worker: _Worker) -> None:
+        job = worker.job
+        if job is not None and job.worker is worker:  # somebody waits for it
+            job.worker = None
+            insort(self._waiting, job, key=lambda one: one.since)
+        self._free(worker)
+
+    @property
+    def _long(self) -> int:
+        """How many long files are at work."""
+        return sum(worker.job is not None and worker.job.is_long for worker in self._workers)
+
+    @property
+    def _most_long(self) -> int:
+        return max(1, self._settings.workers - 1)
 
     def _free(self, worker: _Worker) -> None:
         if worker.limit is not None:
@@ -281,20 +312,13 @@ class Pool:
                     worker.connection.send(job.task)
 
     def _next(self) -> _Job | None:
-        """The first in line; but one client has at most half of the workers while others wait, and a short file may go
-        once before each long one."""
+        """The first in line; but one client has at most half of the workers while others wait, and one worker takes no long
+        file."""
         clients = {job.client for job in self._waiting}
         running = [worker.job.client for worker in self._workers if worker.job]
         most = max(1, self._settings.workers // 2) if len(clients) > 1 else self._settings.workers
-        may = [job for job in self._waiting if running.count(job.client) < most] or list(self._waiting)
-        if not may:
-            return None
-        first = may[0]
-        short = next((job for job in may if job.size < _SHORT), None)
-        if short is not None and first.size >= _SHORT and not first.overtaken:
-            first.overtaken = True
-            return short
-        return first
+        may = [job for job in self._waiting if not job.is_long or self._long < self._most_long]
+        return next((job for job in may if running.count(job.client) < most), may[0] if may else None)
 
     async def _watch(self) -> None:
         while True:

@@ -15,6 +15,7 @@ import math
 import re
 import secrets
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from aiohttp import WSMsgType, web
 from asr.errors import AsrError
 from asr.pauses import Endpointing
 from asr.serving.errors import MAX_JSON, ApiError, dumps, invalid, json_object
-from asr.serving.openai import logprobs
+from asr.serving.openai import MAX_KEYWORD, MAX_KEYWORDS, logprobs
 from asr.serving.pump import Heard, Live, slot
 from asr.serving.service import SERVICE, Service
 from asr.serving.stream import CLOSE_CODES, POLICY, opened, receive
@@ -40,7 +41,7 @@ _AUDIO = re.compile(r'"audio"\s*:\s*"')
 _MAX_NAME = 100  # characters of what is echoed
 # What of a session's settings is known; of these, what is not heeded is echoed all the same.
 _KNOWN = {
-    "transcription": ("model", "language", "delay"),
+    "transcription": ("model", "language", "delay"),  # and keywords
     "noise_reduction": ("type",),
     "turn_detection": (
         *("type", "silence_duration_ms", "threshold", "prefix_padding_ms", "eagerness", "idle_timeout_ms"),
@@ -199,10 +200,12 @@ class _Conversation:
 
     async def _begin(self, live: Live) -> None:
         """Listen as the session is now."""
-        name = (self._input["transcription"] or {}).get("model")
-        recognizer = self._service.recognizers[name if name in self._service.models else self._service.default]
-        options = {"endpointing": _endpointing(self._input)}
-        await live.begin(lambda: recognizer, _rate(self._input["format"]), **options)
+        wanted = self._input["transcription"] or {}
+        name = wanted.get("model")
+        model = name if name in self._service.models else self._service.default
+        keywords = tuple(wanted.get("keywords", ()))
+        recognizer = partial(self._service.steered, model, hotwords=keywords)
+        await live.begin(recognizer, _rate(self._input["format"]), endpointing=_endpointing(self._input))
 
     async def _begin_anew(self) -> None:
         assert self._live is not None
@@ -353,7 +356,14 @@ def _known(name: str, value: object) -> dict[str, Any] | None:
         return None
     if not isinstance(value, dict):
         raise invalid("expected an object or null", f"session.audio.input.{name}")
-    return {field: value[field] for field in _KNOWN[name] if _is_plain(value.get(field))}
+    known = {field: value[field] for field in _KNOWN[name] if _is_plain(value.get(field))}
+    if name == "transcription" and isinstance(words := value.get("keywords"), list):
+        known["keywords"] = [word for word in words if _is_keyword(word)][:MAX_KEYWORDS]
+    return known
+
+
+def _is_keyword(word: object) -> bool:
+    return isinstance(word, str) and _is_plain(word) and bool(word.strip()) and len(word) <= MAX_KEYWORD
 
 
 def _is_plain(value: object) -> bool:

@@ -30,7 +30,7 @@ class Settings:
     allow_hosts:   names that requests may call this server by, besides its own address.
     allow_origins: other origins whose pages may use it, such as https://notes.example.
     tls_cert, tls_key: files in PEM, for https.
-    workers:       processes that recognise files, one at a time each.
+    workers:       processes that recognise files, one at a time each; of several, one takes no long files.
     max_streams:   live streams at a time.
     max_queue:     files that may wait for a worker.
     max_upload:    bytes of a request.
@@ -61,7 +61,7 @@ class Settings:
     allow_origins: tuple[str, ...] = ()
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    workers: int = field(default_factory=lambda: min(cores(), 4))
+    workers: int = field(default_factory=lambda: min(cores(), 4) + 1)
     max_streams: int = field(default_factory=lambda: 4 * cores())
     max_queue: int = 32
     max_upload: int = 512 << 20

@@ -2,6 +2,8 @@
 
 From the server come a Task, or CANCEL; back go tuples: ("ready",), or ("broken", why) if a model does not load; ("alive",)
 each second; ("heard", Heard) for each utterance of a file, then ("done", Transcript) or ("failed", status, code, message).
+A file that turns out to be long is told as ("long",) before any of it is recognised; the answer is GO_ON or PUT_OFF, and
+after the latter ("put off",) is all.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -26,11 +29,12 @@ import numpy as np
 
 from asr import audio
 from asr.errors import AsrError
-from asr.recognizer import Heard, Recognizer
+from asr.recognizer import Recognizer
 from asr.serving.steering import Steered
 from asr.transcript import Transcript, Word, sounded_out
 
-CANCEL = "cancel"
+CANCEL, GO_ON, PUT_OFF = "cancel", "go on", "put off"
+SHORT_S = 60.0  # of sound; what is longer takes long
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,8 @@ def work(connection: Connection, models: Mapping[str, str], steering: Mapping[st
             task = connection.recv()
         except (EOFError, OSError):  # the server is gone
             return
-        if task != CANCEL:  # one that comes after the end
-            send(*_recognise(steered, task, connection, lambda heard: send("heard", heard)))
+        if isinstance(task, Task):  # no word that comes after the end
+            send(*_recognise(steered, task, connection, send))
 
 
 def _live(send: Callable[[str], None]) -> None:
@@ -104,18 +108,28 @@ def _limit(memory: int) -> None:
                 resource.setrlimit(kind, (limit, limit))
 
 
-def _recognise(
-    steered: Steered, task: Task, connection: Connection, tell: Callable[[Heard], None]
-) -> tuple[object, ...]:
+def _recognise(steered: Steered, task: Task, connection: Connection, send: Callable[..., None]) -> tuple[object, ...]:
     """The last message of a task."""
     try:
         words: list[Word] = []
         ended_s = 0.0
+        blocks, ahead, count = _sound(task, connection), list[np.ndarray](), 0
+        for block in blocks:  # decoding is much faster than recognising, and no header need be trusted
+            ahead.append(block)
+            count += len(block)
+            if count > SHORT_S * audio.SAMPLE_RATE:
+                send("long")
+                answer = connection.recv()
+                if answer == CANCEL:
+                    raise _CancelledError
+                if answer == PUT_OFF:
+                    return ("put off",)
+                break
         recognizer = steered(task.model, hotwords=task.hotwords)
-        for heard in recognizer.utterances(_sound(task, connection)):
+        for heard in recognizer.utterances(chain(ahead, blocks)):
             words += heard.words
             ended_s = heard.end_s
-            tell(heard)
+            send("heard", heard)
         text = " ".join(word.text for word in words)
         return "done", Transcript(text, sounded_out(words, ended_s), ended_s, recognizer.name)
     except _CancelledError:

@@ -74,6 +74,23 @@ def texts(events: list[dict[str, Any]]) -> list[str]:
 COMMIT = {"type": "input_audio_buffer.commit"}
 
 
+def test_keywords_are_hot_words(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, steered = [], server.service.steered
+
+    def spied(model: str, **steering: Any) -> Any:
+        asked.append((model, steering))
+        return steered(model, **steering)
+
+    monkeypatch.setattr(server.service, "steered", spied)
+    keywords = ["zero", "Þór", "x" * 65, 7, " ", *["nine"] * 300]
+    events: list[Any] = [update(turn_detection=None, transcription={"keywords": keywords}), *appended(pcm()), COMMIT]
+    told = talk(server, events, COMPLETED)
+    (session,) = [event["session"] for event in told if event["type"] == "session.updated"]
+    assert session["audio"]["input"]["transcription"] == {"keywords": ["zero", "Þór", *["nine"] * 198]}
+    assert texts(told) == [TEXT]
+    assert asked[0] == ("digits", {"hotwords": ("zero", "Þór", *["nine"] * 198)})
+
+
 def test_turns_that_the_server_finds(server: Server) -> None:
     events = talk(
         server,

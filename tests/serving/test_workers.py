@@ -160,32 +160,59 @@ def pool() -> Pool:
     return Pool(Settings(workers=4), {"digits": "digits"}, Metrics())
 
 
-def queued(pool: Pool, *jobs: tuple[str, int]) -> None:
-    pool._waiting = deque(pools._Job(Task(None, "digits"), client, size, 0.0) for client, size in jobs)
+def job(client: str, is_long: bool = False) -> pools._Job:
+    return pools._Job(Task(None, "digits"), client, 1, 0.0, is_long=is_long)
+
+
+def busy(pool: Pool, *jobs: pools._Job) -> None:
+    pool._workers = [pools._Worker(None, None, 0.0, job=one) for one in jobs]  # type: ignore[arg-type]
 
 
 def served(pool: Pool) -> list[str]:
     """The clients in the order in which they get a worker that is free again at once."""
     order = []
-    while job := pool._next():
-        pool._waiting.remove(job)
-        order.append(job.client)
+    while one := pool._next():
+        pool._waiting.remove(one)
+        order.append(one.client)
     return order
 
 
-def test_first_come_first_served_but_a_short_one_may_overtake_once(pool: Pool) -> None:
-    long = 1 << 30
-    queued(pool, ("a", 1), ("b", 2), ("c", 3))
+def test_first_come_first_served_but_one_worker_takes_no_long_file(pool: Pool) -> None:
+    pool._waiting = deque([job("a"), job("b", True), job("c")])
     assert served(pool) == ["a", "b", "c"]
-    queued(pool, ("a", long), ("b", long), ("c", 1), ("d", 1))
-    assert served(pool) == ["c", "a", "d", "b"]
+    busy(pool, job("x", True), job("y", True))
+    pool._waiting = deque([job("a"), job("b", True), job("c")])
+    assert served(pool) == ["a", "b", "c"]
+    busy(pool, job("x", True), job("y", True), job("z", True))
+    pool._waiting = deque([job("a"), job("b", True), job("c")])
+    assert served(pool) == ["a", "c"]
 
 
 def test_one_client_has_half_of_the_workers_while_others_wait(pool: Pool) -> None:
-    busy = [pools._Job(Task(None, "digits"), "a", 1, 0.0) for _ in range(2)]
-    pool._workers = [pools._Worker(None, None, 0.0, job=job) for job in busy]  # type: ignore[arg-type]
-    queued(pool, ("a", 1), ("a", 1), ("b", 1))
+    busy(pool, job("a"), job("a"))
+    pool._waiting = deque([job("a"), job("a"), job("b")])
     assert served(pool) == ["b", "a", "a"]
+
+
+def test_long_files_leave_a_worker_to_short_ones() -> None:
+    """The first long one stands still in its worker; the second turns out to be long, and is put off."""
+    long = ("file", ("a.wav", listening.minutes(1.5)))
+    with listening.running(workers=2) as server, ThreadPoolExecutor(2) as senders:
+        pool = server.service.pool
+        first = senders.submit(server.send, [long])
+        listening.until(lambda: pool._long)
+        (worker,) = [one.process.pid for one in pool._workers if one.job and one.job.is_long]
+        assert worker is not None
+        os.kill(worker, signal.SIGSTOP)
+        second = senders.submit(server.send, [long])
+        listening.until(lambda: pool.waiting == pool.running == 1)
+        for _ in range(2):
+            assert server.send([("file", DIGITS)])[2]["text"] == TEXT
+        assert pool.waiting == pool.running == 1
+        os.kill(worker, signal.SIGCONT)
+        assert first.result()[2]["text"] == second.result()[2]["text"]
+        assert first.result()[2]["text"].startswith(TEXT)
+        assert server.is_well()
 
 
 def test_a_model_that_is_none(tmp_path: Path) -> None:
