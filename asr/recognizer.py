@@ -21,7 +21,7 @@ from asr.decoding.decoder import Decoder
 from asr.decoding.fusion import Decoding
 from asr.errors import AudioError, DecodingError, HotWordError, ModelError
 from asr.lm.model import NgramModel
-from asr.models import choose_lm, find_model
+from asr.models import choose_lm, choose_neural, find_model
 from asr.models.network import Network
 from asr.text import normaliser
 from asr.transcript import Alternatives, Transcript, Word, sounded_out, words_of
@@ -51,7 +51,8 @@ class Recognizer:
     beam:     prefixes kept by the beam search; 1 without anything below is greedy decoding.
     lm:       a language model: a file in ARPA format or of `asr lm train`, or the model itself; for "none", "bundled" and
               what is heeded if none is given, see `asr.models.choose_lm`.
-    rescore:  a recurrent language model, a file of `asr lm train --neural`: ranks anew the texts that the search ends with.
+    rescore:  a recurrent language model, a file of `asr lm train --neural`: ranks anew the texts that the search ends with;
+              for "none" and what is done if none is given, see `asr.models.choose_neural`.
     decoding: settings of asr.decoding.fusion.Decoding that differ from those that `asr tune` has stored in the model's file.
     hotwords: words and phrases to expect, as a file or a list: "Kubernetes^5" with the boost in nats, or without.
     grammar:  a file of phrases or JSGF that the text is restricted to, or a list of phrases.
@@ -121,10 +122,10 @@ class Recognizer:
         self.decoding = replace(_numbers(Decoding, self.card.get("decoding")) or Decoding(), **(decoding or {}))
         self.normalise = normaliser(self.card.get("normaliser", "none"))
         self.neural: NeuralLm | None = None
-        if rescore is not None:
+        if (neural := choose_neural(rescore, lm, self.lm_path)) is not None:
             from asr.lm.neural import NeuralLm
 
-            self.neural = NeuralLm(rescore)
+            self.neural = NeuralLm(neural)
         self._boosts: dict[str, float] | None = None
         self._grammar: Grammar | None = None
         if isinstance(hotwords, str | Path):

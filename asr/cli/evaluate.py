@@ -154,7 +154,7 @@ def tune(
     without = not options.has_lm(model, lm, beam)
     options.refuse(
         (without and closed, "--closed", "is for a language model: --lm FILE"),
-        (without and rescore is not None, "--rescore", "is for a language model: --lm FILE"),
+        (without and rescore not in (None, "none"), "--rescore", "is for a language model: --lm FILE"),
         (output is not None and dry_run, "--dry-run", "writes nothing, not to --output either"),
         (overwrite and output is None, "--overwrite", "is of a copy: -o FILE"),
     )

@@ -19,9 +19,8 @@ def models() -> None:
 
     for name, path in known.names().items():
         lm = known.find_lm(name)
-        size = f"{path.stat().st_size / 1e6:.1f} MB" + (
-            f", language model {lm.stat().st_size / 1e6:.1f} MB" if lm else ""
-        )
+        parts = {"": path, "language model ": lm, "recurrent language model ": known.choose_neural(None, None, lm)}
+        size = ", ".join(f"{what}{part.stat().st_size / 1e6:.1f} MB" for what, part in parts.items() if part)
         try:
             card = json.loads(onnxfile.metadata(onnxfile.read(path), "asr"))
             about = [card.get("licence"), card.get("description")]
@@ -40,10 +39,11 @@ def info(
     """What a model file is: vocabulary, features, network, training, licence, figures."""
     import json
 
-    from asr.models import find_lm, find_model
+    from asr.models import choose_neural, find_lm, find_model
     from asr.recognizer import Recognizer
 
     path, lm = find_model(options.as_onnx(model)), find_lm(model)
+    neural = choose_neural(None, None, lm)
     recognizer = Recognizer(path)
     card, tokens = recognizer.card, recognizer.tokens
     longer = [symbol for symbol in tokens.symbols[1:] if len(symbol) > 1]
@@ -69,6 +69,7 @@ def info(
         "name": card["name"],
         "file": f"{path} ({path.stat().st_size / 1e6:.2f} MB, {card.get('precision', 'float32')})",
         "language model": lm and f"{lm} ({lm.stat().st_size / 1e6:.2f} MB)",
+        "rescored by": neural and f"{neural} ({neural.stat().st_size / 1e6:.2f} MB)",
         "trained on": card.get("description"),
         "licence": card.get("licence"),
         "features": fill("{kind}, " + columns, features),

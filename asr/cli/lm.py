@@ -25,7 +25,7 @@ app = Group(
         "train": (
             "asr.cli.lm:train",
             "asr lm train books.txt.xz -o english.lm --vocab 60000 --entropy 1e-8",
-            "asr lm train books.txt.xz -o english-lstm.onnx --neural",
+            "asr lm train books.txt.xz -o english.lstm --neural",
         ),
         "mix": ("asr.cli.lm:mix", "asr lm mix books.lm ours.lm -o english.lm --tune data/dev.jsonl"),
         "convert": ("asr.cli.lm:convert", "asr lm convert english.arpa.gz -o english.lm"),
@@ -58,7 +58,7 @@ def train(
         list[Path] | None,
         Option(help="Leave out what shares 7 words in a row with this manifest or text, such as a test set."),
     ] = None,
-    neural: Annotated[bool, Option("--neural", help="A recurrent model, to rescore with: an LSTM, as .onnx.")] = False,
+    neural: Annotated[bool, Option("--neural", help="A recurrent model, to rescore with: an LSTM, as .lstm.")] = False,
     hidden: Annotated[int | None, Option(help="Cells of the LSTM.", min=1, show_default="512")] = None,
     epochs: Annotated[
         float | None, Option(help="Passes of the LSTM over the text.", min=0.001, show_default="1")
@@ -79,7 +79,7 @@ def train(
     recurrent = {"hidden": hidden, "epochs": epochs, "resume": resume}
     options.refuse(
         (neural and bool(prune or entropy or characters), "--neural", "has no n-grams to prune, and no letters"),
-        (neural and output.suffix != ".onnx", "--output", "expected a name that ends in .onnx, for --neural"),
+        (neural and output.suffix != ".lstm", "--output", "expected a name that ends in .lstm, for --neural"),
         (not neural and any(recurrent.values()), "--hidden, --epochs, --resume", "are of --neural"),
     )
     terminal.refuse_existing(output, overwrite)
@@ -244,7 +244,7 @@ def _load(path: Path) -> NgramModel | NeuralLm:
     from asr.lm.model import NgramModel
     from asr.lm.neural import NeuralLm
 
-    return NeuralLm(path) if path.suffix == ".onnx" else NgramModel.load(path)
+    return NeuralLm(path) if path.suffix == ".lstm" else NgramModel.load(path)
 
 
 def _write_lm(model: NgramModel, output: Path) -> None:

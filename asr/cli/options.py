@@ -40,8 +40,12 @@ Weights = Annotated[
     ),
 ]
 Rescore = Annotated[
-    Path | None,
-    Option("--rescore", help="A recurrent language model, of asr lm train --neural, that ranks the best texts anew."),
+    str | None,
+    Option(
+        "--rescore",
+        help="A recurrent language model, of asr lm train --neural, that ranks the best texts anew, or 'none'.",
+        show_default="what comes with a bundled language model",
+    ),
 ]
 HotWords = Annotated[
     Path | None, Option("--hotwords", help="A file of words and phrases to expect, one a line: Kubernetes^5.")
@@ -79,7 +83,7 @@ class Steering:
         without = not has_lm(model, self.lm, self.beam, self.grammar)
         refuse(
             (without and self.decoding is not None, "--decoding", "steers a language model: --lm FILE"),
-            (without and self.rescore is not None, "--rescore", "ranks what a language model has found: --lm FILE"),
+            (without and self.rescore not in (None, "none"), "--rescore", "ranks what a language model has found: --lm FILE"),
             (self.reject is not None and self.grammar is None, "--reject", "is for a grammar: --grammar FILE"),
         )
         return {**vars(self), "decoding": _weights(self.decoding or "")}
@@ -176,7 +180,8 @@ def readable(value: object, *, rate: bool = False) -> str:
 def describe(recognizer: Recognizer) -> str:
     """What recognises, in words."""
     lm = f"language model {recognizer.lm_path}" if recognizer.lm_path else "no language model"
-    return terminal.line(f"model {recognizer.name}, {recognizer.network.path}, {lm}")
+    neural = f", rescored by {recognizer.neural.path}" if recognizer.neural else ""
+    return terminal.line(f"model {recognizer.name}, {recognizer.network.path}, {lm}{neural}")
 
 
 def note_unspelt(recognizer: Recognizer) -> None:

@@ -79,3 +79,17 @@ def choose_lm(lm: str | Path | None, model: str | Path | None, *, beam: int, gra
         if not lm.exists():
             raise ModelError(f"{lm}: there is no language model beside {path.name}; name a file instead")
     return Path(lm)
+
+
+def choose_neural(rescore: str | Path | None, lm: object, lm_path: Path | None) -> Path | None:
+    """The file of the recurrent language model that a Recognizer with these arguments rescores with; None for none.
+
+    rescore: a file; "none"; None for what comes with the language model, beside its file, of the same name and with the
+             suffix .lstm.
+    lm:      as the Recognizer was given it: nothing comes with a file that was named, since weights are found together.
+    lm_path: of `choose_lm`.
+    """
+    if rescore is not None:
+        return None if rescore == "none" else Path(rescore)
+    neural = lm_path.with_suffix(".lstm") if lm_path and lm in (None, "bundled") else None
+    return neural if neural and neural.exists() else None

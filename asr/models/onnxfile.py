@@ -19,9 +19,10 @@ MAX_BYTES = 1 << 30  # 250 million float32 weights; protobuf itself ends at 2 Gi
 _MAX_NUMBERS = 1_000_000  # a large network has tens of thousands; each costs a microsecond
 # What torch.onnx.export and quantize_dynamic make of all configurations. None of these loops, branches or reads a file.
 OPERATORS = """
-    Add BatchNormalization Cast Clip Concat Constant ConstantOfShape Conv Div DynamicQuantizeLinear Erf Flatten GRU
-    Gather Identity LSTM LayerNormalization Log LogSoftmax MatMul MatMulInteger Max Mul Pad RNN ReduceMax Relu Reshape
-    Shape Slice Softmax Sqrt Squeeze Sub Transpose Unsqueeze com.microsoft.DynamicQuantizeLSTM
+    Add BatchNormalization Cast Clip Concat Constant ConstantOfShape Conv DequantizeLinear Div DynamicQuantizeLinear
+    Erf Flatten GRU Gather Identity LSTM LayerNormalization Log LogSoftmax MatMul MatMulInteger Max Mul Pad RNN
+    ReduceMax Relu Reshape Shape Slice Softmax Sqrt Squeeze Sub Transpose Unsqueeze
+    com.microsoft.DynamicQuantizeLSTM
 """
 _NUMBERS, _METADATA = (1, 5), 14  # fields of the outermost message; all but the numbers say their length
 _PLAIN_ATTRIBUTE = {1, 2, 3, 4, 7, 8, 9, 13, 20}  # its name, description and type, numbers and strings; no graphs

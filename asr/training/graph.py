@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,13 @@ def halve(graph: onnx.ModelProto, array: np.ndarray) -> None:
             node.CopyFrom(onnx.helper.make_node("Cast", [half.name], node.output, node.name, to=onnx.TensorProto.FLOAT))
 
 
-def quantise(graph: onnx.ModelProto, folder: Path, named: set[str]) -> onnx.ModelProto:
-    """The graph with the weights of its LSTM and linear layers in int8, activations quantised as they come."""
+def quantise(
+    graph: onnx.ModelProto, folder: Path, named: set[str], operators: Sequence[str] = ("LSTM", "MatMul", "Gemm")
+) -> onnx.ModelProto:
+    """The graph with the weights of some operators in int8, activations quantised as they come.
+
+    named: of `share_weights`.
+    """
     features = [node.name for node in graph.graph.node if node.name.startswith("/features")]
     _split_weights(graph, "LSTM")
     onnx.save(graph, folder / "float.onnx")
@@ -56,7 +62,7 @@ def quantise(graph: onnx.ModelProto, folder: Path, named: set[str]) -> onnx.Mode
         quantize_dynamic(
             folder / "float.onnx",
             folder / "int8.onnx",
-            op_types_to_quantize=["LSTM", "MatMul", "Gemm"],
+            op_types_to_quantize=list(operators),
             nodes_to_exclude=features,
             weight_type=QuantType.QInt8,
         )

@@ -39,6 +39,7 @@ SCHEDULE = config.Optimiser(
 )  # of the learning rate; its peak is that of Settings
 _CHECKPOINT_S = 180.0
 _TELL_S = 30.0
+_QUANTISED = ("LSTM", "MatMul", "Gather")  # the embedding is two thirds of the weights
 _TOLERANCE = 1e-4  # on log-probabilities, absolute and relative
 
 
@@ -277,7 +278,7 @@ def write(network: Network, words: list[str], info: Mapping[str, Any], out: Path
         plain = onnx.load(Path(folder) / "model.onnx")
         export.write(plain, card | {"precision": "float32"}, Path(folder) / "float.onnx")
         _check_parity(network, NeuralLm(Path(folder) / "float.onnx"))
-        made = graph.quantise(plain, Path(folder), set()) if int8 else plain
+        made = graph.quantise(plain, Path(folder), set(), _QUANTISED) if int8 else plain
     export.write(made, card | {"precision": "int8" if int8 else "float32"}, out)
 
 

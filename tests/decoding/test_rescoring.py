@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from asr.decoding.rescoring import Rescorer
 from asr.errors import DecodingError
 from asr.lm import kneserney
 from asr.lm.neural import NeuralLm
+from asr.models import find_model
+from asr.recognizer import Recognizer
 from asr.tokens import Tokens
 from asr.training import neural_lm
 
@@ -96,17 +99,17 @@ def test_at_the_command_line(cli: Cli, tmp_path: Path, digits: str) -> None:
     """Train, measure, recognise: numbers said one after another, which a larger model must find as well."""
     (tmp_path / "text").write_text(digits)
     assert cli("lm", "train", "text", "-o", "digits.lm").returncode == 0
-    train = ("lm", "train", "--neural", "text", "-o", "digits.onnx", "--hidden", 16, "--epochs", 2)
+    train = ("lm", "train", "--neural", "text", "-o", "digits.lstm", "--hidden", 16, "--epochs", 2)
     done = cli(*train)
     assert done.returncode == 0, done.stderr
     assert "10 words known" in done.stderr
-    assert "use it with --rescore digits.onnx" in done.stderr
+    assert "use it with --rescore digits.lstm" in done.stderr
     assert cli(*train).returncode == 1  # the file exists
-    found = cli("lm", "perplexity", "digits.onnx", "text")
+    found = cli("lm", "perplexity", "digits.lstm", "text")
     assert found.stdout.startswith("perplexity ")
-    rows = dict(line.split(maxsplit=1) for line in cli("lm", "info", "digits.onnx").stdout.splitlines())
+    rows = dict(line.split(maxsplit=1) for line in cli("lm", "info", "digits.lstm").stdout.splitlines())
     assert (rows["1-grams"], rows["hidden"], rows["estimator"]) == ("13", "16", "LSTM of 16")
-    audio, heed = DATA / "connected_digits.flac", ("-m", "digits", "--rescore", "digits.onnx")
+    audio, heed = DATA / "connected_digits.flac", ("-m", "digits", "--rescore", "digits.lstm")
     said = cli("transcribe", audio, *heed, "--lm", "digits.lm", "--decoding", "neural_share=0.5")
     assert said.stdout == "five seven nine zero\n", said.stderr
     without = cli("transcribe", audio, *heed)
@@ -114,11 +117,33 @@ def test_at_the_command_line(cli: Cli, tmp_path: Path, digits: str) -> None:
     assert "ranks what a language model has found: --lm FILE" in without.stderr
 
 
+def test_one_that_comes_with_a_model_by_name(
+    cli: Cli, tmp_path: Path, neural: NeuralLm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside its language model, and heeded with that alone."""
+    monkeypatch.setenv("ASR_MODELS", str(tmp_path / "own"))
+    (tmp_path / "own").mkdir()
+    shutil.copy(find_model("digits"), tmp_path / "own" / "mine.onnx")
+    shutil.copy(neural.path, tmp_path / "own" / "mine.lstm")
+    assert Recognizer("mine").neural is None  # there is nothing that it could be mixed into
+    kneserney.train(["five seven nine zero"]).save(tmp_path / "own" / "mine.lm")
+    for arguments in ({}, {"lm": "bundled"}, {"rescore": neural.path, "lm": tmp_path / "own" / "mine.lm"}):
+        found = Recognizer("mine", **arguments).neural
+        assert found is not None, arguments
+        assert found.words == neural.words
+    for arguments in ({"rescore": "none"}, {"lm": "none"}, {"lm": tmp_path / "own" / "mine.lm"}, {"beam": 1}):
+        assert Recognizer("mine", **arguments).neural is None, arguments
+    assert "mine.lstm" in cli("info", "mine").stdout
+    assert "recurrent language model 0." in cli("models").stdout
+    said = cli("transcribe", "-v", DATA / "connected_digits.flac", "-m", "mine")
+    assert said.stdout == "five seven nine zero\n", said.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--neural", "--entropy", "1e-8", "-o", "a.onnx"], "has no n-grams to prune"),
-        (["--neural", "-o", "a.lm"], "ends in .onnx"),
+        (["--neural", "--entropy", "1e-8", "-o", "a.lstm"], "has no n-grams to prune"),
+        (["--neural", "-o", "a.lm"], "ends in .lstm"),
         (["--hidden", "16", "-o", "a.lm"], "are of --neural"),
     ],
 )
