@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 # A token of lower log-probability than this in a frame grows no prefix there, and a prefix that ranks so much lower than the
 # best is dropped. Neither costs any errors (recipes/english/RESULTS.md); half the frames become free.
-_TOKEN_FLOOR = -7.0
-_SCORE_RANGE = 14.0
+_TOKEN_FLOOR = -6.0
+_SCORE_RANGE = 12.0
 
 
 class Decoder:
