@@ -25,8 +25,8 @@ from asr.pauses import Endpointing as Endpointing
 from asr.pauses import longest_pause, silence
 from asr.transcript import Word, sounded_out
 
-CHUNK_S = 0.32
-RIGHT_CONTEXT_S = 0.24
+CHUNK_S = 0.2
+RIGHT_CONTEXT_S = 0.4
 _WORD_END_S = 0.2  # so much silence ends a word
 _SETTLED_S = 1.0  # a word that has stood so long as it is, with another after it, stays until the final text
 

@@ -16,7 +16,16 @@ from asr.recognizer import Recognizer
 from asr.stream import Endpoint, Final, Partial
 from asr.text import english
 
-LATENCIES = [(0.16, 0.16), (0.32, 0.24), (0.32, 0.32), (0.64, 0.32), (0.64, 0.64), (1.28, 0.64), (2.56, 1.28)]
+LATENCIES = [
+    (0.16, 0.16),
+    (0.2, 0.4),
+    (0.32, 0.24),
+    (0.32, 0.32),
+    (0.64, 0.32),
+    (0.64, 0.64),
+    (1.28, 0.64),
+    (2.56, 1.28),
+]
 BLOCK = 1600  # samples; a microphone's
 
 

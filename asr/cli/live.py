@@ -44,11 +44,11 @@ class _Asked:
     chunk: Annotated[
         float | None,
         Option(
-            help="Seconds heard at a time; fewer are faster, more are better.", min=0.02, max=30, show_default="0.32"
+            help="Seconds heard at a time; fewer are faster, more are better.", min=0.02, max=30, show_default="0.2"
         ),
     ] = None
     right_context: Annotated[
-        float | None, Option(help="Seconds heard beyond that, to understand it.", min=0, max=30, show_default="0.24")
+        float | None, Option(help="Seconds heard beyond that, to understand it.", min=0, max=30, show_default="0.4")
     ] = None
     file: Annotated[Path | None, Option("--from", help="Play this file instead of a microphone.")] = None
     speed: Annotated[

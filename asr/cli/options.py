@@ -83,7 +83,7 @@ class Steering:
         without = not has_lm(model, self.lm, self.beam, self.grammar)
         refuse(
             (without and self.decoding is not None, "--decoding", "steers a language model: --lm FILE"),
-            (without and self.rescore not in (None, "none"), "--rescore", "ranks what a language model has found: --lm FILE"),
+            (without and self.rescore not in (None, "none"), "--rescore", "is for a language model: --lm FILE"),
             (self.reject is not None and self.grammar is None, "--reject", "is for a grammar: --grammar FILE"),
         )
         return {**vars(self), "decoding": _weights(self.decoding or "")}

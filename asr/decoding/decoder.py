@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from asr.decoding.grammar import Grammar
     from asr.lm.neural import NeuralLm
 
-# A token of lower log-probability than this in a frame grows no prefix there, and a prefix that ranks so much lower than the
-# best is dropped. Neither costs any errors (recipes/english/RESULTS.md); half the frames become free.
-_TOKEN_FLOOR = -6.0
-_SCORE_RANGE = 12.0
+# A token of lower log-probability than the floor in a frame grows no prefix there, and a prefix that ranks so much lower
+# than the best is dropped. Neither costs any errors (recipes/english/RESULTS.md); a third of the frames become free, the
+# others cheap. A grammar's sentence may have to go by letters that the network finds less likely.
+_TOKEN_FLOOR, _GRAMMAR_FLOOR = -6.0, -7.0
+_SCORE_RANGE = 14.0
 
 
 class Decoder:
@@ -58,6 +59,8 @@ class Decoder:
         self.tokens = tokens
         self.beam = beam
         self._grammar = grammar
+        floor = _TOKEN_FLOOR if grammar is None else _GRAMMAR_FLOOR
+        self._pruning = {"token_floor": floor, "score_range": _SCORE_RANGE}
         self._reject = reject
         self._calibration = calibration
         self.scorers: list[ctc.Scorer] = []
@@ -84,9 +87,7 @@ class Decoder:
         """The hypotheses of (T, V) log-probabilities, best first; none where the grammar refuses all."""
         if self.beam == 1 and not self.scorers:
             return [ctc.greedy(log_probs)]
-        found = ctc.beam(
-            log_probs, self.beam, self.beam, self.scorers, token_floor=_TOKEN_FLOOR, score_range=_SCORE_RANGE
-        )
+        found = ctc.beam(log_probs, self.beam, self.beam, self.scorers, **self._pruning)
         if not found and self._grammar is None:
             # A closed vocabulary, and a word outside it that leaves no likely way on: then the unlikely ones count too.
             found = ctc.beam(log_probs, self.beam, self.beam, self.scorers)
@@ -118,9 +119,7 @@ class Decoder:
 
     def search(self) -> ctc.BeamSearch:
         """A beam search that takes its frames in pieces, steered alike; without rejection and rescoring."""
-        return ctc.BeamSearch(
-            len(self.tokens), self.beam, self.scorers, token_floor=_TOKEN_FLOOR, score_range=_SCORE_RANGE
-        )
+        return ctc.BeamSearch(len(self.tokens), self.beam, self.scorers, **self._pruning)
 
     def texts(self, found: Sequence[ctc.Hypothesis], n_best: int) -> tuple[tuple[str, float], ...]:
         """The n_best different texts of hypotheses, each with its score; words are parted by single spaces."""

@@ -114,9 +114,8 @@ class WordScorer:
         self._bits = (size - 1).bit_length()
         self._mask = (1 << self._bits) - 1
         self.start = model.start << self._bits
-        # What the model was asked already, by context * words + word: the log-probability, and the context after it.
-        self._log_probs: dict[int, float] = {}
-        self._following: dict[int, int] = {}
+        # What the model was asked already, by context * words + word: the log-probabilities, and the contexts after it.
+        self._known: tuple[dict[int, float], dict[int, int]] = {}, {}
 
     def scores(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         node = states & self._mask
@@ -124,7 +123,7 @@ class WordScorer:
         gains: np.ndarray = self._ahead.take(following) - self._ahead.take(node)[:, None]
         column = int(tokens.searchsorted(self._space))
         if column < len(tokens) and tokens[column] == self._space:
-            gains[:, column] = self._word_ends(states)[0]
+            gains[:, column] = self._word_ends(states)
         return gains
 
     def advance(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -132,35 +131,38 @@ class WordScorer:
         following: np.ndarray = states - node + self._next[node, tokens]
         ends = (tokens == self._space).nonzero()[0]
         if len(ends):
-            following[ends] = self._word_ends(states[ends])[1] << self._bits
+            following[ends] = self._contexts(states[ends]) << self._bits
         return following
 
     def end(self, states: np.ndarray) -> np.ndarray:
-        gains, contexts = self._word_ends(states)
-        return gains + self._weight * self._score(contexts, EOS)[0]
+        return self._word_ends(states) + self._weight * self._ask(0, self._contexts(states), EOS)
 
-    def _word_ends(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What each prefix gains as its last word ends, and the context after it. Between words nothing ends."""
+    def _word_ends(self, states: np.ndarray) -> np.ndarray:
+        """What each prefix gains as its last word ends. Between words nothing ends."""
+        node = states & self._mask
+        gains = self._weight * self._ask(0, states >> self._bits, self._word.take(node))
+        gains += self._extra.take(node) - self._ahead.take(node)
+        gains[node == ROOT] = 0.0
+        return gains
+
+    def _contexts(self, states: np.ndarray) -> np.ndarray:
+        """The model's context after each prefix, as its last word ends."""
         contexts, node = states >> self._bits, states & self._mask
-        log_probs, following = self._score(contexts, self._word.take(node))
-        gains = self._weight * log_probs + self._extra.take(node) - self._ahead.take(node)
-        between = node == ROOT
-        return np.where(between, 0.0, gains), np.where(between, contexts, following)
+        return np.where(node == ROOT, contexts, self._ask(1, contexts, self._word.take(node)))
 
-    def _score(self, contexts: np.ndarray, words: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
-        """`NgramModel.score`, remembered: most is asked again in the next frame."""
+    def _ask(self, which: int, contexts: np.ndarray, words: np.ndarray | int) -> np.ndarray:
+        """Of what `NgramModel.score_word` says, 0: log-probabilities, 1: contexts. Most is asked again in the next frame."""
         keys = (contexts * self._model.counts[0] + words).tolist()
-        log_probs, following = self._log_probs, self._following
-        if len(log_probs) >= _MAX_ASKED:
-            self._log_probs, self._following = log_probs, following = {}, {}
-        found = list(map(log_probs.get, keys))
-        if None in found:
+        log_probs, following = known = self._known
+        try:
+            return np.array([known[which][key] for key in keys])
+        except KeyError:
+            if len(log_probs) >= _MAX_ASKED:
+                log_probs, following = known = self._known = {}, {}
             for key in keys:
-                if key not in log_probs:
-                    log_prob, following[key] = self._model.score_word(*divmod(key, self._model.counts[0]))
-                    log_probs[key] = log_prob  # last, for other threads
-            found = [log_probs[key] for key in keys]
-        return np.array(found, np.float64), np.array([following[key] for key in keys], np.int64)
+                if key not in following:
+                    log_probs[key], following[key] = self._model.score_word(*divmod(key, self._model.counts[0]))
+            return np.array([known[which][key] for key in keys])
 
 
 class CharacterScorer:

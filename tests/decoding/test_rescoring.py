@@ -114,7 +114,7 @@ def test_at_the_command_line(cli: Cli, tmp_path: Path, digits: str) -> None:
     assert said.stdout == "five seven nine zero\n", said.stderr
     without = cli("transcribe", audio, *heed)
     assert without.returncode == 2
-    assert "ranks what a language model has found: --lm FILE" in without.stderr
+    assert "is for a language model: --lm FILE" in without.stderr
 
 
 def test_one_that_comes_with_a_model_by_name(
