@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,10 +61,11 @@ def test_the_decoder_ranks_anew(neural: NeuralLm) -> None:
     rng = np.random.default_rng(1)
     log_probs = np.log(rng.dirichlet(np.ones(len(TOKENS)), 14)).astype(np.float32)
     decoding = Decoding(lm_weight=0.7, neural_share=0.6)
-    plain = Decoder(TOKENS, beam=12, lm=NGRAM, decoding=decoding)(log_probs)
-    anew = Decoder(TOKENS, beam=12, lm=NGRAM, decoding=decoding, neural=neural)(log_probs)
-    gains = Rescorer(neural, NGRAM, decoding, TOKENS).gains([TOKENS.text(one.token_ids) for one in plain])
-    expected = {one.token_ids: one.score + gain for one, gain in zip(plain, gains, strict=True)}
+    plain = Decoder(TOKENS, beam=40, lm=NGRAM, decoding=decoding)(log_probs)
+    anew = Decoder(TOKENS, beam=40, lm=NGRAM, decoding=decoding, neural=neural)(log_probs)
+    gains = Rescorer(neural, NGRAM, decoding, TOKENS).gains([TOKENS.text(one.token_ids) for one in plain[:16]])
+    all_gains = [*gains, *[min(gains)] * (len(plain) - 16)]  # those far behind are not read
+    expected = {one.token_ids: one.score + gain for one, gain in zip(plain, all_gains, strict=True)}
     assert {one.token_ids: one.score for one in anew} == pytest.approx(expected, abs=1e-6)
     assert [one.score for one in anew] == sorted((one.score for one in anew), reverse=True)
     assert [one.token_ids for one in anew] != [one.token_ids for one in plain]
@@ -127,6 +129,7 @@ def test_one_that_comes_with_a_model_by_name(
     shutil.copy(neural.path, tmp_path / "own" / "mine.lstm")
     assert Recognizer("mine").neural is None  # there is nothing that it could be mixed into
     kneserney.train(["five seven nine zero"]).save(tmp_path / "own" / "mine.lm")
+    arguments: dict[str, Any]
     for arguments in ({}, {"lm": "bundled"}, {"rescore": neural.path, "lm": tmp_path / "own" / "mine.lm"}):
         found = Recognizer("mine", **arguments).neural
         assert found is not None, arguments
