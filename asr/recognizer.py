@@ -101,10 +101,8 @@ class Recognizer:
         }
         if beam < 1:
             raise ModelError(f"expected a beam of at least 1, got {beam}")
-        if beam == 1 and lm not in (
-            None,
-            "none",
-        ):  # it would turn a word into one that begins alike, and then hold to it
+        # It would turn a word into one that begins alike, and then hold to it.
+        if beam == 1 and lm not in (None, "none"):
             raise DecodingError("expected a beam of 16 or more with a language model, got 1, which is greedy decoding")
         if not 1 <= n_best <= beam:
             raise ModelError(f"expected n_best from 1 to the beam of {beam}, got {n_best}")
