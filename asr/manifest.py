@@ -3,13 +3,18 @@
     {"audio_filepath": "wavs/a.flac", "duration": 2.41, "text": "hello there", "speaker": "s1", "offset": 0.0}
 
 `audio_filepath` is relative to the manifest's folder, absolute, or an address such as s3://talks/a.flac; `offset` and
-`speaker` are optional; seconds.
+`speaker` are optional; seconds. Audio within a tar is named as if the tar were a folder, with its first byte there and how
+many there are, so that it is read without the rest (see `asr.corpus.tars`):
+
+    {"audio_filepath": "train-00000-of-00020.tar/a.flac", "bytes": [512, 40211], "duration": 2.41, "text": "hello there"}
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import eq
@@ -21,14 +26,18 @@ from pydantic_core import from_json
 
 from asr import files
 from asr.errors import ManifestError as ManifestError
-from asr.remote import absolute, locate
+from asr.remote import Member, Remote, absolute, locate
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"audio_filepath": str, "duration": (int, float), "text": str}
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {"offset": (int, float), "speaker": (str, int)}
+_IN_TAR = ".tar/"  # what the name of audio in a tar has in it
+_SHARD = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})")
+_MOST_SHARDS = 10_000_000  # whatever a name says
+_MOST_BYTES = 1 << 30  # of one recording in a tar
 # Where an utterance's audio and text stand among all of them, one after the other, and how long they are, in bytes;
-# seconds; the numbers of the manifest's folder and of the speaker, or -1.
-_NAMES = ("at", "audio", "text", "duration_s", "offset_s", "folder", "speaker")
-_ROW = np.dtype({"names": _NAMES, "formats": ("i8", "u4", "u4", "f8", "f8", "i4", "i4")})
+# seconds; the numbers of the manifest's folder and of the speaker, or -1; the first byte in a tar, or -1, and how many.
+_NAMES = ("at", "audio", "text", "duration_s", "offset_s", "folder", "speaker", "start", "size")
+_ROW = np.dtype({"names": _NAMES, "formats": ("i8", "u4", "u4", "f8", "f8", "i4", "i4", "i8", "u4")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +69,7 @@ class Skipped:
 
 
 class Utterances(Sequence[Utterance]):
-    """The utterances of manifests, as columns: of each 40 bytes and its texts; an Utterance is made when asked for.
+    """The utterances of manifests, as columns: of each 52 bytes and its texts; an Utterance is made when asked for.
 
     A slice, or an array of numbers, makes Utterances that share the texts. durations_s: (n,) seconds.
     """
@@ -81,13 +90,17 @@ class Utterances(Sequence[Utterance]):
     def __getitem__(self, index: int | slice | np.ndarray) -> Utterance | Utterances:
         if isinstance(index, (slice, np.ndarray)):
             return Utterances(self._folders, self._texts, self._rows[index], self._speakers)
-        at, audio, text, duration_s, offset_s, folder, speaker = self._rows[index].item()
+        at, audio, text, duration_s, offset_s, folder, speaker, start, size = self._rows[index].item()
         end, known = at + audio, None if speaker < 0 else self._speakers[speaker]
         name, said = (
             part.decode("utf-8", "surrogatepass") for part in (self._texts[at:end], self._texts[end : end + text])
         )
-        audio_path = locate(name) if "://" in name else self._folders[folder] / name
-        return Utterance(audio_path, duration_s, said, offset_s, known)
+        tar, inside, member = name.partition(_IN_TAR) if start >= 0 else (name, "", "")
+        tar = tar + inside.rstrip("/")
+        path = locate(tar) if "://" in tar else self._folders[folder] / tar
+        return Utterance(
+            Member.within(path, member, start, size) if inside else path, duration_s, said, offset_s, known
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
@@ -96,11 +109,13 @@ class Utterances(Sequence[Utterance]):
 def read(path: str | Path | Sequence[str | Path], faults: list[ManifestError] | None = None) -> Utterances:
     """The utterances of a manifest, in its order; that the audio exists is not checked here (see `asr.corpus.doctor`).
 
-    path:   one manifest, or several, to be read one after the other.
+    path:   one manifest, or several, to be read one after the other. A tar, a folder of tars or a pattern such as
+            shards/*.tar stands for the manifests beside them, in the order of their names.
     faults: takes the errors of all lines that are not as described above, which are left out then.
     raises: ManifestError naming file and line if it is missing, empty, not UTF-8, or has such a line.
     """
-    paths = list(map(locate, [path] if isinstance(path, (str, Path)) else path))
+    named = map(locate, [path] if isinstance(path, (str, Path)) else path)
+    paths = [each for one in named for each in _manifests(one)]
     texts, rows, ends, speakers = bytearray(), bytearray(), [0], dict[str, int]()
     advice = "run the recipe's prepare.py first, or check the path"
     for path in paths:
@@ -118,6 +133,38 @@ def read(path: str | Path | Sequence[str | Path], faults: list[ManifestError] | 
     return Utterances([path.parent for path in paths], texts, table, list(speakers))
 
 
+def _manifests(path: Path) -> list[Path]:
+    """The manifests that a path stands for. raises: ManifestError."""
+    if "*" in path.name:
+        found = path.matches() if isinstance(path, Remote) else sorted(path.parent.glob(path.name))
+    elif isinstance(path, Remote) and not path.suffix and path.is_dir():
+        found = list(path.files(recursive=False))
+    elif os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
+        found = sorted(path.iterdir())
+    else:
+        return [path.with_suffix(".jsonl") if path.suffix == ".tar" else path]
+    shards = [one for one in found if one.suffix in (".tar", ".jsonl") and not one.name.endswith(".skipped.jsonl")]
+    if not shards:
+        raise ManifestError(
+            f"{path}: expected a manifest, or tars with one beside each, found none; asr shard makes some"
+        )
+    if "*" not in path.name:
+        _check_whole(path, shards)
+    return list(dict.fromkeys(one.with_suffix(".jsonl") for one in shards))
+
+
+def _check_whole(folder: Path, shards: Sequence[Path]) -> None:
+    """raises: ManifestError if a folder lacks a shard, as their names tell."""
+    named = [found for one in shards if (found := _SHARD.fullmatch(one.stem))]
+    for name, count in sorted({(found[1], found[3]) for found in named}):
+        there = {int(found[2]) for found in named if (found[1], found[3]) == (name, count)}
+        if gone := sorted({*range(min(int(count), _MOST_SHARDS))} - there):
+            raise ManifestError(
+                f"{folder}: expected {int(count)} shards, got {len(there)}; the first that is missing is "
+                f"{name}-{gone[0]:0{len(count)}}-of-{count}.tar; write or copy it, or name those to use: {folder}/*.tar"
+            )
+
+
 def _columns(lines: Sequence[dict[str, Any]], texts: bytearray, speakers: dict[str, int]) -> bytes:
     """Rows for these lines; names and texts go to the end of `texts`, new speakers to the others with their number.
 
@@ -126,6 +173,7 @@ def _columns(lines: Sequence[dict[str, Any]], texts: bytearray, speakers: dict[s
     audio, said = [line["audio_filepath"] for line in lines], [line["text"] for line in lines]
     seconds = [line["duration"] for line in lines], [line.get("offset", 0.0) for line in lines]
     speaker = [line.get("speaker") for line in lines]
+    places = [line.get("bytes") for line in lines]
     rows = np.empty(len(lines), _ROW)
     duration_s, offset_s = rows["duration_s"], rows["offset_s"]
     duration_s[:], offset_s[:] = seconds
@@ -137,6 +185,9 @@ def _columns(lines: Sequence[dict[str, Any]], texts: bytearray, speakers: dict[s
         and np.all((duration_s > 0) & (offset_s >= 0) & np.isfinite(duration_s + offset_s))
     ):
         raise ValueError
+    rows["start"], rows["size"] = -1, 0
+    if {*map(type, places)} - {type(None)}:
+        rows["start"], rows["size"] = np.array(list(map(_place, places, audio)), np.int64).T
     parts = [part for both in zip(audio, said, strict=True) for part in both]
     data = "".join(parts).encode("utf-8", "surrogatepass")
     counts = parts if len(data) == sum(map(len, parts)) else [part.encode("utf-8", "surrogatepass") for part in parts]
@@ -146,6 +197,20 @@ def _columns(lines: Sequence[dict[str, Any]], texts: bytearray, speakers: dict[s
     rows["speaker"] = [-1 if one is None else speakers.setdefault(str(one), len(speakers)) for one in speaker]
     texts += data
     return rows.tobytes()
+
+
+def _place(place: object, name: str) -> tuple[int, int]:
+    """The first byte of audio in a tar, and how many there are; (-1, 0) of a file. raises: ValueError."""
+    if place is None:
+        return -1, 0
+    if isinstance(place, list) and list(map(type, place)) == [int, int] and _IN_TAR in name:
+        start, size = place
+        if 0 <= start < 1 << 62 and 0 < size <= _MOST_BYTES:
+            return start, size
+    raise ValueError(
+        f"expected 'bytes' to be two whole numbers, where audio in X.tar/NAME begins and how much it is, at most "
+        f"{_MOST_BYTES}, got {str(place)[:60]} for {name[:60]!r}"
+    )
 
 
 def _checked(numbered: Iterable[tuple[str, str]], faults: list[ManifestError] | None) -> Iterator[dict[str, Any]]:
@@ -172,10 +237,13 @@ def write(path: str | Path, utterances: Iterable[Utterance]) -> None:
     try:
         with files.replaced(path) as file:
             for utterance in utterances:
-                audio = absolute(utterance.audio)
-                name = audio.relative_to(folder) if audio.is_relative_to(folder) else audio
-                row: dict[str, Any] = {"audio_filepath": name.as_posix(), "duration": round(utterance.duration_s, 6)}
-                row["text"] = utterance.text
+                audio = utterance.audio
+                path = absolute(audio.tar if isinstance(audio, Member) else audio)
+                name = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+                row: dict[str, Any] = {"audio_filepath": name}
+                if isinstance(audio, Member):
+                    row = {"audio_filepath": f"{name}/{audio.inside}", "bytes": [audio.start, audio.size]}
+                row |= {"duration": round(utterance.duration_s, 6), "text": utterance.text}
                 if utterance.offset_s:
                     row["offset"] = round(utterance.offset_s, 6)
                 if utterance.speaker is not None:
@@ -204,6 +272,10 @@ def _parse(line: str, where: str) -> dict[str, Any]:
     for key, kind in _OPTIONAL.items():
         if row.get(key) is not None:
             _check_kind(row[key], kind, key, where)
+    try:
+        _place(row.get("bytes"), row["audio_filepath"])
+    except ValueError as error:
+        raise ManifestError(f"{where}: {error}") from None
     if not row["audio_filepath"]:
         raise ManifestError(f"{where}: expected 'audio_filepath' to name a file, got an empty text")
     duration_s, offset_s = _seconds(row["duration"]), _seconds(row.get("offset") or 0.0)

@@ -12,10 +12,10 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from asr.errors import AsrError, OutputError
@@ -221,6 +221,86 @@ class Remote(_Local):
                 f"{self}: files at such addresses need fsspec and {_NEEDS[kind]}; in a clone of this project: "
                 f"pip install '.[remote]'{more}"
             ) from None
+
+
+class Member(Remote):
+    """A file in a tar, here or elsewhere, by its place there: nothing is unpacked, and its name is a name and no more.
+
+    tar: the tar's path; inside: the file's name there; start: its first byte; size: bytes.
+    """
+
+    tar: Path
+    inside: str
+    start: int
+    size: int
+
+    @classmethod
+    def within(cls, tar: Path, name: str, start: int, size: int) -> Member:
+        member = cls(f"{tar}/{name}")
+        member.tar, member.inside, member.start, member.size = tar, name, start, size
+        member._address = f"{tar.address if isinstance(tar, Remote) else tar}/{name}"
+        member._size = size
+        return member
+
+    def __str__(self) -> str:
+        return super().__str__() if isinstance(self.tar, Remote) else _Local.__str__(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Member.within, (self.tar, self.inside, self.start, self.size)
+
+    def exists(self, **_: Any) -> bool:
+        return self.tar.exists()
+
+    def is_dir(self, **_: Any) -> bool:
+        return False
+
+    def _copy_to(self, file: IO[bytes]) -> None:
+        file.write(read_members([self])[0])
+
+    def checked(self, content: bytes | Exception) -> bytes:
+        """What was read of it. raises: OSError, if that failed or is not all."""
+        if isinstance(content, Exception):
+            raise _fault(content, str(self.tar)) from None
+        if len(content) != self.size:
+            reason = f"expected {self.size} bytes, as its manifest has it, got {len(content)}"
+            raise OSError(errno.EIO, reason, str(self))
+        return content
+
+
+def read_members(members: Sequence[Member]) -> list[bytes]:
+    """What these hold; of tars elsewhere, all is asked for at once, and again if need be. raises: OSError."""
+    found: dict[int, bytes] = {}
+    for number, member in enumerate(members):
+        if not isinstance(member.tar, Remote):
+            with member.tar.open("rb") as file:
+                file.seek(member.start)
+                found[number] = member.checked(file.read(member.size))
+    failed = 0  # times in a row without any
+    while left := {number: member for number, member in enumerate(members) if number not in found}:
+        tars = [cast("Remote", member.tar) for member in left.values()]
+        starts = [member.start for member in left.values()]
+        ends = [member.start + member.size for member in left.values()]
+        try:
+            addresses = [tar.address for tar in tars]
+            contents = tars[0]._system().cat_ranges(addresses, starts, ends, on_error="return")
+        except AsrError:
+            raise
+        except Exception as error:
+            contents = [error] * len(left)
+        fault: OSError | None = None
+        for (number, member), content in zip(left.items(), contents, strict=True):
+            try:
+                found[number] = member.checked(content)
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError as error:
+                fault = error
+        if fault:
+            failed = failed + 1 if left.keys().isdisjoint(found) else 1
+            if failed == _TRIES:
+                raise fault
+            time.sleep(_PAUSE_S * 2 ** (failed - 1))
+    return [found[number] for number in range(len(members))]
 
 
 def _fault(error: Exception, name: str) -> OSError:

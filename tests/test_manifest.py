@@ -139,7 +139,7 @@ def test_bad_file(tmp_path: Path, content: bytes | None, message: str) -> None:
 
 
 def test_folder_in_place_of_a_manifest(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="cannot be read"):
+    with pytest.raises(ManifestError, match="expected a manifest, or tars with one beside each, found none"):
         read(tmp_path)
     with pytest.raises(OutputError, match="got a folder or device"):
         write(tmp_path, [Utterance(Path("a.wav"), 1, "a")])

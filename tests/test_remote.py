@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 import numpy as np
@@ -22,6 +22,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from asr import audio, files, manifest, remote
 from asr.cli import batch
+from asr.corpus import tars
 from asr.errors import AsrError, AudioError, ManifestError, OutputError
 from asr.manifest import Utterance
 from asr.remote import Remote, locate
@@ -201,6 +202,33 @@ def test_a_manifest_on_the_web(web: Web) -> None:
         manifest.read(web.at("none.jsonl"))
 
 
+@pytest.mark.parametrize(("ranges", "cuts"), [(True, 0), (True, 3), (False, 0)])
+def test_what_stands_in_tars_on_the_web(web: Web, tmp_path: Path, ranges: bool, cuts: int) -> None:
+    """Only the bytes of an utterance are asked for; what is cut is asked for again."""
+    source = [
+        Utterance(DATA / name, 0.3, name) for name in ("7_jackson_0.wav", "3_nicolas_0.wav", "connected_digits.flac")
+    ]
+    manifest.write(tmp_path / "m.jsonl", source)
+    for shard in tars.plan(manifest.read(tmp_path / "m.jsonl"), web.folder, "t", hours=0.5 / 3600):
+        tars.write(shard, "wav")
+    found = manifest.read([web.at("t-00000-of-00002.tar"), web.at("t-00001-of-00002.jsonl")])
+    web.ranges, web.cuts = ranges, cuts
+    if not ranges:  # the whole tar is no answer
+        with pytest.raises(AudioError, match=r"t-00000-of-00002\.tar/7_jackson_0\.wav: .* expected \d+ bytes"):
+            audio.read_utterance(found[0])
+        return
+    contents = remote.read_members([cast("remote.Member", one.audio) for one in found])
+    assert web.cuts == 0
+    for one, content, before in zip(found, contents, source, strict=True):
+        samples = audio.as_int16(audio.read_utterance(before))
+        np.testing.assert_array_equal(audio.as_int16(audio.read(content)), samples)
+        assert pickle.loads(pickle.dumps(one)) == one
+    np.testing.assert_array_equal(audio.read_utterance(found[2]), audio.read_utterance(source[2]))
+    (web.folder / "t-00001-of-00002.tar").unlink()
+    with pytest.raises(AudioError, match=r"connected_digits\.wav: no such file"):
+        audio.read_utterance(found[2])
+
+
 def test_the_web_cannot_be_written(web: Web) -> None:
     with pytest.raises(OutputError, match="can only be read"):
         files.write(locate(web.at("new.txt")), "a", overwrite=True)
@@ -253,6 +281,19 @@ def test_a_store_in_a_store_out() -> None:
     assert ([str(one) for one in skipped], errors) == (["s3://talks/in/c.mp3"], [])
     some, _, _ = batch.find(["s3://talks/*.wav"])
     assert [str(path) for path in some] == ["s3://talks/a.wav"]
+
+
+@pytest.mark.usefixtures("store")
+def test_tars_in_a_store(tmp_path: Path) -> None:
+    manifest.write(tmp_path / "m.jsonl", [Utterance(DATA / "7_jackson_0.wav", 0.3, "a")])
+    for shard in tars.plan(manifest.read(tmp_path / "m.jsonl"), locate("s3://talks/shards"), "t", hours=1):
+        assert tars.write(shard, "flac") == []
+    found = manifest.read("s3://talks/shards")
+    assert found == manifest.read("s3://talks/shards/*.tar") == manifest.read("s3://talks/shards/t-00000-of-00001.tar")
+    assert str(found[0].audio) == "s3://talks/shards/t-00000-of-00001.tar/7_jackson_0.flac"
+    assert found[0].id == "7_jackson_0"
+    assert len(audio.read_utterance(found[0])) == 4800
+    assert tars.read([locate("s3://talks/shards/t-00000-of-00001.tar")])[0] == list(found)
 
 
 @pytest.mark.usefixtures("store")

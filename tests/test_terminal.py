@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +55,7 @@ COMMANDS = {
     "serve": Case("-m digits --token-file none", "", "^asr: none: cannot be read as a token: No such file", 1),
     "tune": Case("digits dev.jsonl --dry-run", "^greedy: WER 0.00%, CER 0.00%$", "^model digits, "),
     "export-manifest": Case("dev.jsonl --kaldi kaldi", "", "^kaldi: 3 utterances$"),
+    "shard": Case("dev.jsonl -o shards", "", "^shards: 1 of 1 shards written; train on them with data.train=shards$"),
     "lm train": Case("sentences.txt -o new.lm", "", "^new.lm: .* 1-grams"),
     "lm mix": Case("own.lm own.lm -o mixed.lm", "", "^mixed.lm: .* 1-grams"),
     "lm convert": Case("own.lm -o own.arpa", "", "^own.arpa: .* 1-grams"),
@@ -62,6 +64,7 @@ COMMANDS = {
     "import kaldi": Case("data -o kaldi.jsonl", "", "^kaldi.jsonl: 1 utterance, "),
     "import lhotse": Case("cuts.jsonl -o lhotse.jsonl", "", "^lhotse.jsonl: 1 utterance, "),
     "import csv": Case("table.csv -o csv.jsonl", "", "^csv.jsonl: 1 utterance, "),
+    "import webdataset": Case("one.tar -o tar.jsonl", "", "^tar.jsonl: 1 utterance, "),
 }
 
 
@@ -97,6 +100,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, value in {"wav.scp": str(SEVEN), "text": "seven", "utt2spk": "me"}.items():
         (folder / "data" / name).write_text(f"u {value}\n")
     (folder / "table.csv").write_text(f"path,sentence\n{SEVEN},seven\n")
+    with tarfile.open(folder / "one.tar", "w") as archive:
+        archive.add(SEVEN, "seven.wav")
+        archive.add(folder / "data" / "text", "seven.txt")
     length = soundfile.info(SEVEN)
     recording = {
         "id": "r",

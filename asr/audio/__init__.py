@@ -11,10 +11,21 @@ from asr.audio.files import (
     read,
     read_utterance,
 )
-from asr.audio.waveform import SAMPLE_RATE, Converter, Geometry, Mixer, as_samples, as_waveform, resample
+from asr.audio.waveform import (
+    FULL_SCALE,
+    SAMPLE_RATE,
+    Converter,
+    Geometry,
+    Mixer,
+    as_int16,
+    as_samples,
+    as_waveform,
+    resample,
+)
 from asr.errors import AudioError
 
 __all__ = [
+    "FULL_SCALE",
     "SAMPLE_RATE",
     "SUFFIXES",
     "AudioError",
@@ -23,6 +34,7 @@ __all__ = [
     "Geometry",
     "Mixer",
     "Source",
+    "as_int16",
     "as_samples",
     "as_waveform",
     "blocks",

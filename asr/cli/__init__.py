@@ -64,6 +64,11 @@ app = Group(
             "asr.cli.manifest:export_manifest",
             "asr export-manifest train.jsonl --kaldi data/train --lhotse cuts.jsonl",
         ),
+        "shard": (
+            "asr.cli.manifest:shard",
+            "asr shard train.jsonl -o shards",
+            "asr train config.yaml data.train=shards",
+        ),
         "lm": ("asr.cli.lm:app",),
         "import": ("asr.cli.manifest:app",),
     },

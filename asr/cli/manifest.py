@@ -1,4 +1,4 @@
-"""The commands about manifests: `asr doctor`, `asr import` and `asr export-manifest`."""
+"""The commands about manifests: `asr doctor`, `asr import`, `asr export-manifest` and `asr shard`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from asr.corpus.entries import Corpus
-    from asr.manifest import Skipped
+    from asr.manifest import Skipped, Utterance
 
 app = Group(
     "import",
@@ -30,6 +30,7 @@ app = Group(
             "asr import lhotse recordings.jsonl.gz supervisions.jsonl.gz -o lj.jsonl",
         ),
         "csv": ("asr.cli.manifest:import_csv", "asr import csv cv-corpus/en/train.tsv -o train.jsonl"),
+        "webdataset": ("asr.cli.manifest:import_webdataset", "asr import webdataset shards/*.tar -o train.jsonl"),
     },
     help="Corpora of other toolkits as manifests.",
 )
@@ -96,6 +97,90 @@ def import_csv(
     terminal.refuse_existing(output, overwrite)
     with terminal.interruptible():
         _import(tables.read(file, audio_column, text_column, speaker_column), output, str(file))
+
+
+def import_webdataset(
+    tars: Annotated[list[str], Argument(help="Plain tars of KEY.flac or another recording, and KEY.txt or KEY.json.")],
+    output: Output = Path("manifest.jsonl"),
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Tars in WebDataset's layout as a manifest of what stands in them, where; nothing is unpacked.
+
+    All audio is decoded once, to tell its length. Training reads it from the tars.
+    """
+    from asr import manifest
+    from asr.corpus import tars as corpus
+    from asr.remote import Remote, locate
+
+    terminal.refuse_existing(output, overwrite)
+    with terminal.interruptible():
+        paths: list[Path] = []
+        for path in map(locate, tars):
+            paths += path.matches() if isinstance(path, Remote) and "*" in path.name else [path]
+        with terminal.progress(terminal.stderr(False)) as progress:
+            utterances, skipped = corpus.read(paths, progress)
+        if utterances:
+            manifest.write(output, utterances)
+            terminal.note(f"{output}: {_size(utterances)}")
+        list_skipped(skipped, output, len(utterances), ", ".join(tars))
+    if skipped:
+        raise click.exceptions.Exit(1)
+
+
+def shard(
+    manifests: Annotated[list[Path], Argument(help="JSON lines; several are joined.")],
+    output: Annotated[Path, Option("--output", "-o", help="The folder of the tars; s3:// too.")],
+    kind: Annotated[
+        str, Option("--format", "-f", help="Of the audio: flac, opus or wav; 16 kHz, mono, 16 bits.")
+    ] = "flac",
+    hours: Annotated[float, Option(help="Of speech in a tar.", min=0)] = 5.0,
+    part: options.Shard = None,
+    overwrite: options.Overwrite = False,
+    skip_existing: options.SkipExisting = False,
+) -> None:
+    """A corpus as tars, for a training that reads them where they are: data.train=DIR.
+
+    WebDataset's layout: KEY.flac and KEY.json, one after the other. Beside each tar goes its manifest, which tells what
+    stands where in it: training makes the batches that it would make of files, and keeps nothing decoded on a disk.
+    """
+    from asr.corpus import tars
+    from asr.files import make_folder
+    from asr.manifest import read
+    from asr.remote import locate
+
+    options.refuse(
+        (kind not in tars.KINDS, "--format", f"expected {', '.join(tars.KINDS)}, got {kind}"),
+        (hours == 0, "--hours", "expected more than none"),
+        (overwrite and skip_existing, "--overwrite", "--skip-existing asks for the opposite"),
+    )
+    number, count = options.part_of(part) or (1, 1)
+    folder = locate(output)
+    shards = tars.plan(read(manifests), folder, manifests[0].name.partition(".")[0] or "train", hours)
+    own = shards[number - 1 :: count]
+    there = [one for one in own if one.manifest.exists()] if not overwrite else []
+    if there and not skip_existing:
+        raise AsrError(
+            f"{there[0].manifest}: {len(there)} of {len(own)} shards are there already; use --overwrite or --skip-existing"
+        )
+    make_folder(folder)
+    left = [one for one in own if one not in there]
+    failed = 0
+    with (
+        terminal.interruptible("; --skip-existing goes on from here"),
+        terminal.progress(terminal.stderr(False)) as bar,
+    ):
+        task = bar.add_task("shards", total=len(left))
+        for one in left:
+            skipped = tars.write(one, kind, bar)
+            list_skipped(skipped, one.tar.with_suffix(""), len(one.utterances) - len(skipped), one.tar.name)
+            failed += len(skipped)
+            bar.advance(task)
+    skips = f", {len(there)} were there" if there else ""
+    terminal.note(
+        f"{folder}: {len(left)} of {len(shards)} shards written{skips}; train on them with data.train={folder}"
+    )
+    if failed:
+        raise click.exceptions.Exit(1)
 
 
 def doctor(
@@ -200,16 +285,18 @@ def _import(corpus: Corpus, output: Path, source: str) -> None:
     utterances, unfit = entries.fit(corpus.entries, infos)
     if utterances:
         manifest.write(output, utterances)
-        hours = sum(utterance.duration_s for utterance in utterances) / 3600
-        speakers = len({utterance.speaker for utterance in utterances} - {None})
-        terminal.note(
-            f"{output}: {number_of(len(utterances), 'utterance')}, {hours:.2f} h, {number_of(speakers, 'speaker')}"
-        )
+        terminal.note(f"{output}: {_size(utterances)}")
     if corpus.untranscribed:
         terminal.note(f"recordings or cuts without an utterance: {corpus.untranscribed}")
     list_skipped(corpus.skipped + unfit, output, len(utterances), source)
     if corpus.skipped or unfit:
         raise click.exceptions.Exit(1)
+
+
+def _size(utterances: Sequence[Utterance]) -> str:
+    hours = sum(utterance.duration_s for utterance in utterances) / 3600
+    speakers = len({utterance.speaker for utterance in utterances} - {None})
+    return f"{number_of(len(utterances), 'utterance')}, {hours:.2f} h, {number_of(speakers, 'speaker')}"
 
 
 def list_skipped(skipped: Sequence[Skipped], output: Path, taken: int, source: str) -> None:

@@ -56,6 +56,10 @@ Reject = Annotated[
     Option(help="Nothing rather than a sentence of the grammar so many nats a letter below free text.", min=0),
 ]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace outputs that exist.")]
+SkipExisting = Annotated[bool, Option("--skip-existing", help="Go on where an earlier call stopped.")]
+Shard = Annotated[
+    str | None, Option("--shard", metavar="N/OF", help="Of all a part, such as 3/16; for arrays of jobs.")
+]
 Settings = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Settings to override.")]
 
 
@@ -129,6 +133,18 @@ def seconds_of(time: str | None, option: str) -> float | None:
     ):
         raise click.BadParameter(f"expected a time such as 90, 1:30 or 0:01:30.5, got {time!r}", param_hint=option)
     return math.fsum(part * 60.0**power for power, part in enumerate(reversed(parts)))
+
+
+def part_of(shard: str | None) -> tuple[int, int] | None:
+    """The number of a part, from 1, and how many there are, of what --shard says. raises: BadParameter."""
+    if shard is None:
+        return None
+    number, _, count = shard.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise click.BadParameter(
+            f"expected a number and how many there are, 1/16 to 16/16, got {shard}", param_hint="--shard"
+        )
+    return int(number), int(count)
 
 
 def formats_of(names: str) -> list[str]:

@@ -55,11 +55,8 @@ class _Asked:
     ] = None
     recursive: Annotated[bool, Option("--recursive", "-r", help="Also the folders within folders.")] = False
     overwrite: options.Overwrite = False
-    skip_existing: Annotated[bool, Option("--skip-existing", help="Go on where an earlier call stopped.")] = False
-    shard: Annotated[
-        str | None,
-        Option(metavar="N/OF", help="Of all recordings a part, such as 3/16; for arrays of jobs."),
-    ] = None
+    skip_existing: options.SkipExisting = False
+    shard: options.Shard = None
     threads: Annotated[int, Option(help="Threads of the network in each process; one is fastest.", min=1, max=256)] = 1
     start: Annotated[str | None, Option(help="Hear nothing before this time: 90, 1:30 or 0:01:30.5.")] = None
     end: Annotated[str | None, Option(help="Hear nothing after this time.")] = None
@@ -86,18 +83,6 @@ class _Asked:
     @property
     def replace(self) -> bool:
         return self.overwrite or self.skip_existing  # one that is left of an unfinished recording is replaced too
-
-    @property
-    def part(self) -> tuple[int, int] | None:
-        """The shard's number, from 1, and how many there are. raises: BadParameter."""
-        if self.shard is None:
-            return None
-        number, _, count = self.shard.partition("/")
-        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-            raise click.BadParameter(
-                f"expected a number and how many there are, 1/16 to 16/16, got {self.shard}", param_hint="--shard"
-            )
-        return int(number), int(count)
 
     def hear(self) -> dict[str, Any]:
         """Which part of a recording, as arguments of Recognizer.transcribe."""
@@ -199,7 +184,8 @@ def transcribe(asked: _Asked) -> None:
     from asr.recognizer import Recognizer
 
     asked.check()
-    hear, kinds, quiet, shard = asked.hear(), asked.kinds, asked.quiet, asked.part
+    hear, kinds, quiet = asked.hear(), asked.kinds, asked.quiet
+    shard = options.part_of(asked.shard)
     folder = None if asked.output is None else locate(asked.output)
     settings = asked.steering.arguments(asked.model) | {"threads": asked.threads, "n_best": asked.n_best}
     started = perf_counter()

@@ -23,7 +23,7 @@ from asr.training.examples import Example, Examples, UnusableError
 from asr.training.pronunciation import Pronunciations
 
 _AHEAD = 8  # batches loaded before they are needed
-_LOADERS = 4  # threads: where the shards do not fit into memory, they wait for the disk
+_LOADERS = 8  # threads: they wait for the disk or for tars elsewhere, or decode
 _PLAN = 2**31  # the stream of random numbers that plans an epoch; utterance numbers stay below
 
 
@@ -56,7 +56,7 @@ class Batch:
 
 
 class Corpus:
-    """The usable utterances of manifests, with their audio decoded once (`asr.training.shards`).
+    """The usable utterances of manifests, with their audio decoded once, or read from tars (`asr.training.shards`).
 
     skipped: the utterances that cannot be used.
     pronunciations: where the settings ask for them, and this is to train on.
@@ -136,7 +136,7 @@ class Corpus:
 
     def waveform(self, index: int) -> np.ndarray:
         """(N,) float32, as recorded."""
-        return self._audio.samples(index).astype(np.float32) / np.float32(shards.FULL_SCALE)
+        return self._audio.samples(index).astype(np.float32) / np.float32(audio.FULL_SCALE)
 
     def plan(self, epoch: int, *, by_length: bool, batch: config.Batch | None = None) -> list[list[Item]]:
         """Which utterances form which batch of this epoch: the same answer at every call.
@@ -222,9 +222,8 @@ class Corpus:
         """One batch, with the perturbations drawn for this epoch (none outside training)."""
         # A frame of silence between two that are joined, for the space between their texts.
         silence = np.zeros(self._geometry.frame_shift, np.int16)
-        rows = [
-            [piece for index in item.indices for piece in (silence, self._audio.samples(index))][1:] for item in items
-        ]
+        found = self._audio.several(index for item in items for index in item.indices)
+        rows = [[piece for index in item.indices for piece in (silence, found[index])][1:] for item in items]
         lengths = tuple(sum(map(len, row)) for row in rows)
         # In memory that the GPU, if there is one, can fetch by itself.
         samples = torch.zeros(len(rows), max(lengths), dtype=torch.int16, pin_memory=torch.cuda.is_available())
@@ -271,7 +270,7 @@ class Corpus:
         returns:    waveforms (B, N) float32, perturbed, and padded as `Geometry.pad` does it; and their lengths in
                     samples with that padding.
         """
-        waveforms = batch.samples.to(device, non_blocking=True).float() / shards.FULL_SCALE
+        waveforms = batch.samples.to(device, non_blocking=True).float() / audio.FULL_SCALE
         waveforms, lengths = augment.apply(
             waveforms, batch.lengths, batch.perturbations, recordings or augment.Recordings()
         )

@@ -4,6 +4,9 @@ Decoding FLAC or MP3 again in every epoch would starve a GPU. Mapped files cost 
 processes of a machine, and are there at once for the next training. An hour is 115 MB.
 
 A shard is named after what it was made of: where a manifest or a recording changes, only its shards are decoded anew.
+
+What stands in tars is not kept: it is read from there when it is needed, so that a corpus may be larger than the disk. Its
+manifest tells place, length and text of each, and so batches, their order and the place to resume at are those of files.
 """
 
 from __future__ import annotations
@@ -15,26 +18,28 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import overload
+from typing import cast, overload
 
 import numpy as np
 
 from asr import audio, files
 from asr.errors import AudioError, TrainingError
-from asr.manifest import Utterance
-from asr.remote import absolute
+from asr.manifest import Utterance, Utterances
+from asr.remote import Member, absolute, read_members
 
 _SHARD_S = 5 * 3600.0  # what a killed preparation loses at most; 576 MB
 _BYTES_PER_S = 2 * audio.SAMPLE_RATE
-FULL_SCALE = 2**15
+_TOLERANCE = audio.SAMPLE_RATE // 100  # samples: what resampling, and rounding of its time, may change
+_ASKING = 32  # threads: of tars elsewhere, each waits for its answer
+_THEN_RESUME = "mend that, then go on with --resume"
 
 
 class Decoded(Sequence["np.ndarray | str"]):
-    """Of each utterance the samples, (N,) int16 in a mapped file, or in words why it cannot be read.
+    """Of each utterance the samples, (N,) int16 in a mapped file or read from a tar, or in words why it cannot be read.
 
     lengths: (n,) in samples, 0 for what cannot be read; errors: by the number of the utterance.
     """
@@ -46,9 +51,13 @@ class Decoded(Sequence["np.ndarray | str"]):
         starts: np.ndarray,
         lengths: np.ndarray,
         errors: dict[int, str],
+        utterances: Sequence[Utterance] = (),
     ) -> None:
-        """numbers: (n,) of the shards; starts: (n,) in them, in samples."""
-        self._shards, self._numbers, self._starts = shards, numbers, starts
+        """numbers: (n,) of the shards, -1 for what stands in a tar; starts: (n,) in shards, in samples.
+
+        utterances: of what stands in tars; `starts` has its number there.
+        """
+        self.shards, self.numbers, self.starts, self._utterances = shards, numbers, starts, utterances
         self.lengths, self.errors = lengths, errors
 
     def __len__(self) -> int:
@@ -66,14 +75,43 @@ class Decoded(Sequence["np.ndarray | str"]):
         return self.errors[index] if index in self.errors else self.samples(index)
 
     def samples(self, index: int) -> np.ndarray:
-        """(N,) int16."""
-        start = self._starts[index]
-        samples: np.ndarray = self._shards[self._numbers[index]][start : start + self.lengths[index]]
-        return samples
+        """(N,) int16. raises: TrainingError, as `several`."""
+        return self.several([index])[index]
+
+    def several(self, indices: Iterable[int]) -> dict[int, np.ndarray]:
+        """The samples of several utterances by their numbers, (N,) int16 each; those in tars elsewhere come all at once.
+
+        raises: TrainingError if a tar can no longer be read, or is another than it was.
+        """
+        found: dict[int, np.ndarray] = {}
+        in_tars: dict[int, Utterance] = {}
+        for index in {*indices}:
+            number, start = int(self.numbers[index]), int(self.starts[index])
+            if number < 0:
+                in_tars[index] = self._utterances[start]
+            else:
+                found[index] = self.shards[number][start : start + self.lengths[index]]
+        try:
+            contents = read_members([cast("Member", utterance.audio) for utterance in in_tars.values()])
+        except OSError as error:
+            raise TrainingError(f"{error.filename}: cannot be read: {error.strerror}; {_THEN_RESUME}") from None
+        for (index, utterance), content in zip(in_tars.items(), contents, strict=True):
+            try:
+                samples = found[index] = _samples(content, utterance)
+            except AudioError as error:
+                reason = str(error).partition(": ")[2]
+                raise TrainingError(f"{utterance.audio}: {reason}; {_THEN_RESUME}") from None
+            if abs(len(samples) - self.lengths[index]) > _TOLERANCE:
+                raise TrainingError(
+                    f"{utterance.audio}: expected {self.lengths[index]} samples, as its manifest has it, got "
+                    f"{len(samples)}: the tar is another than it was; {_THEN_RESUME}"
+                )
+        return found
 
     def take(self, indices: np.ndarray) -> Decoded:
         """Some utterances, none of which is an error."""
-        return Decoded(self._shards, self._numbers[indices], self._starts[indices], self.lengths[indices], {})
+        rows = self.numbers[indices], self.starts[indices], self.lengths[indices]
+        return Decoded(self.shards, *rows, {}, self._utterances)
 
 
 def decode(
@@ -84,12 +122,57 @@ def decode(
     processes: int = 1,
     progress: Callable[[], None] = lambda: None,
 ) -> Decoded:
-    """The samples of each utterance, in mapped files.
+    """The samples of each utterance, in mapped files; of those in tars nothing is decoded yet.
 
     rank, processes: of those on this machine that want the same: each decodes its part, and waits for the others'.
     progress: called after each utterance that this process decodes.
-    raises:   TrainingError or OutputError if the folder cannot be written, or has too little space.
+    raises:   TrainingError or OutputError if the folder cannot be written, or has too little space, or if a tar is missing
+              or cut short.
     """
+    in_tars = np.array([isinstance(utterance.audio, Member) for utterance in utterances], bool)
+    if not in_tars.any():
+        return _decode_files(utterances, folder, rank, processes, progress)
+    _check_tars(utterances)
+    numbers, starts = np.full(len(in_tars), -1), np.arange(len(in_tars))
+    shards: Sequence[np.ndarray] = []
+    errors: dict[int, str] = {}
+    lengths = np.array([round(utterance.duration_s * audio.SAMPLE_RATE) for utterance in utterances])
+    if not in_tars.all():
+        of_files = np.flatnonzero(~in_tars)
+        # As columns, if they are.
+        others = utterances[of_files] if isinstance(utterances, Utterances) else [utterances[int(i)] for i in of_files]
+        decoded = _decode_files(others, folder, rank, processes, progress)
+        shards = decoded.shards
+        numbers[of_files], starts[of_files], lengths[of_files] = decoded.numbers, decoded.starts, decoded.lengths
+        errors = {int(of_files[index]): reason for index, reason in decoded.errors.items()}
+    return Decoded(shards, numbers, starts, lengths, errors, utterances)
+
+
+def _check_tars(utterances: Sequence[Utterance]) -> None:
+    """raises: TrainingError if one is missing or too short."""
+    ends: dict[Path, int] = {}
+    for utterance in utterances:
+        if isinstance(member := utterance.audio, Member):
+            ends[member.tar] = max(ends.get(member.tar, 0), member.start + member.size)
+
+    def fault(tar: Path) -> str:
+        try:
+            size = tar.stat().st_size
+        except OSError as error:
+            return f"{tar}: cannot be read: {error.strerror}"
+        least = ends[tar]
+        return f"{tar}: expected {least} bytes or more, as its manifest has it, got {size}" if size < least else ""
+
+    with ThreadPoolExecutor(_ASKING) as pool:
+        faults = [told for told in pool.map(fault, ends) if told]
+    if faults:
+        more = f", and {len(faults) - 1} more tars cannot be used either" if faults[1:] else ""
+        raise TrainingError(f"{faults[0]}{more}; copy what is missing, or name in data.train the tars that are whole")
+
+
+def _decode_files(
+    utterances: Sequence[Utterance], folder: Path, rank: int, processes: int, progress: Callable[[], None]
+) -> Decoded:
     groups = _group(utterances)
     shards = [folder / f"{_key(group)}.json" for group in groups]
     missing = [number for number, shard in enumerate(shards) if not _whole(shard)]
@@ -183,10 +266,13 @@ def _write(group: Sequence[Utterance], shard: Path, pool: ThreadPoolExecutor, pr
 
 def _decode(utterance: Utterance) -> np.ndarray | str:
     try:
-        waveform = audio.read(utterance.audio, offset_s=utterance.offset_s, duration_s=utterance.duration_s)
+        return _samples(utterance.audio, utterance)
     except AudioError as error:
         return str(error)
-    return np.asarray(np.rint(waveform * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1), np.int16)  # exact for 16 bits
+
+
+def _samples(source: audio.Source, utterance: Utterance) -> np.ndarray:
+    return audio.as_int16(audio.read(source, offset_s=utterance.offset_s, duration_s=utterance.duration_s))
 
 
 def _read(shards: Sequence[Path]) -> Decoded:

@@ -22,11 +22,13 @@ import torch
 import yaml
 from rich.console import Console
 
-from asr import Recognizer, terminal
+from asr import Recognizer, audio, terminal
+from asr.corpus import tars
 from asr.errors import TrainingError
 from asr.manifest import ManifestError, Utterance, write
 from asr.manifest import read as read_manifest
 from asr.metrics import Scored
+from asr.tokens import Tokens
 from asr.training import augment, checkpoint, config, export, loop, plots
 from asr.training.data import Batch, Corpus, Item
 from asr.training.log import Log
@@ -277,6 +279,99 @@ def test_tensorboard(finished: Finished) -> None:
         (4 * row["epoch"] + 3, pytest.approx(row["dev_loss"])) for row in epochs
     ]
     assert len(events.Scalars("layers/layers.0.directions.1")) == 2
+
+
+# --- from tars ---
+
+
+@pytest.fixture(scope="module")
+def in_tars(tmp_path_factory: pytest.TempPathFactory, corpus: dict[str, str]) -> Path:
+    """The training corpus in eight tars."""
+    folder = tmp_path_factory.mktemp("tars")
+    for shard in tars.plan(read_manifest(corpus["train"]), folder, "train", hours=0.5 / 3600):
+        assert tars.write(shard, "flac") == []
+    assert len(list(folder.glob("*.tar"))) >= 8
+    return folder
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_from_tars_killed_and_resumed_it_ends_as_from_files(
+    tmp_path: Path, finished: Finished, in_tars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, chosen = finished
+    of_tars = config.parse(merge(config.to_dict(chosen), {"data__train": [str(in_tars)]}), "test")
+    before = set(in_tars.iterdir())
+    real = checkpoint.save
+    left = 7  # of the second epoch
+
+    def save(path: Path, *rest: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        real(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        with pytest.raises(Killed):
+            train(of_tars, tmp_path / "run")
+    train(of_tars, tmp_path / "run", resume=True)
+    assert_same_training(tmp_path / "run", reference)
+    assert set(in_tars.iterdir()) == before  # nothing is decoded to a disk
+
+
+def test_two_processes_train_from_tars_as_from_files(tmp_path: Path, together: Together, in_tars: Path) -> None:
+    _, two, chosen = together
+    of_tars = merge(config.to_dict(chosen), {"data__train": [str(in_tars / "*.tar")]})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(of_tars))
+    with torchrun(tmp_path / "config.yaml", tmp_path / "run", 2) as process:
+        said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    assert_same_training(tmp_path / "run", two)
+
+
+def test_a_tar_that_changes_while_it_is_trained_on(tmp_path: Path, settings: Settings, in_tars: Path) -> None:
+    shutil.copytree(in_tars, tmp_path / "tars")
+    chosen = settings(data__train=[str(tmp_path / "tars")])
+    model = AcousticModel(chosen, 5)
+    corpus = Corpus(chosen.data.train, Tokens.of(" abc"), chosen, geometry=model.geometry, training=True)
+    corpus.decode()
+    assert len(corpus.waveform(0)) == round(corpus.examples.durations_s[0] * 16_000)
+    first = min((tmp_path / "tars").glob("*.tar"))
+    size = first.stat().st_size
+    content = first.read_bytes()
+    first.write_bytes(content[:512] + bytes(size - 512))
+    with pytest.raises(
+        TrainingError, match=r"tar/train00\.flac: expected audio.*; mend that, then go on with --resume"
+    ):
+        corpus.waveform(0)
+    first.unlink()
+    with pytest.raises(TrainingError, match=r"00000-of-\d+\.tar: cannot be read: No such file"):
+        corpus.waveform(0)
+    for left, message in ((None, "cannot be read: No such file"), (1000, r"expected \d+ bytes or more, .* got 1000")):
+        if left is not None:
+            first.write_bytes(content[:left])
+        with pytest.raises(TrainingError, match=rf"{first.name}: {message}.*; copy what is missing"):
+            Corpus(chosen.data.train, Tokens.of(" abc"), chosen, geometry=model.geometry, training=True).decode()
+
+
+def test_files_and_tars_together(tmp_path: Path, settings: Settings, in_tars: Path, corpus: dict[str, str]) -> None:
+    """One corpus of a manifest of files, one of which is missing, and of tars."""
+    utterances = [Utterance(tmp_path / "none.wav", 1.0, "a"), *read_manifest(corpus["train"])[:2]]
+    write(tmp_path / "files.jsonl", utterances)
+    chosen = settings(data__train=[str(in_tars / "train-00001-*.tar"), str(tmp_path / "files.jsonl")])
+    both = Corpus(
+        chosen.data.train, Tokens.of(" abc"), chosen, geometry=AcousticModel(chosen, 5).geometry, training=True
+    )
+    count = len(both.examples)
+    both.decode()
+    assert [skip.id for skip in both.skipped] == ["none"]
+    assert len(both.examples) == count - 1
+    batch = both.load([Item(index) for index in range(len(both.examples))], 0)
+    for row, length, example in zip(batch.samples.numpy(), batch.lengths, both.examples, strict=True):
+        number = int(example.utterance.id.removeprefix("train"))
+        expected = audio.as_int16(audio.read(Path(corpus["train"]).with_name(f"train{number:02d}.wav")))
+        np.testing.assert_array_equal(row[:length], expected)
 
 
 # --- resuming ---
