@@ -3,18 +3,14 @@
     {"audio_filepath": "wavs/a.flac", "duration": 2.41, "text": "hello there", "speaker": "s1", "offset": 0.0}
 
 `audio_filepath` is relative to the manifest's folder, absolute, or an address such as s3://talks/a.flac; `offset` and
-`speaker` are optional; seconds. Audio within a tar is named as if the tar were a folder, with its first byte there and how
-many there are, so that it is read without the rest (see `asr.corpus.tars`):
-
-    {"audio_filepath": "train-00000-of-00020.tar/a.flac", "bytes": [512, 40211], "duration": 2.41, "text": "hello there"}
+`speaker` are optional; seconds. Audio in a tar (see `asr.corpus.tars`) has its first byte there and their number besides:
+`"audio_filepath": "train.tar/a.flac", "bytes": [512, 40211]`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import eq
@@ -26,13 +22,11 @@ from pydantic_core import from_json
 
 from asr import files
 from asr.errors import ManifestError as ManifestError
-from asr.remote import Member, Remote, absolute, locate
+from asr.remote import Member, absolute, locate, manifests
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"audio_filepath": str, "duration": (int, float), "text": str}
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {"offset": (int, float), "speaker": (str, int)}
 _IN_TAR = ".tar/"  # what the name of audio in a tar has in it
-_SHARD = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})")
-_MOST_SHARDS = 10_000_000  # whatever a name says
 _MOST_BYTES = 1 << 30  # of one recording in a tar
 # Where an utterance's audio and text stand among all of them, one after the other, and how long they are, in bytes;
 # seconds; the numbers of the manifest's folder and of the speaker, or -1; the first byte in a tar, or -1, and how many.
@@ -109,13 +103,13 @@ class Utterances(Sequence[Utterance]):
 def read(path: str | Path | Sequence[str | Path], faults: list[ManifestError] | None = None) -> Utterances:
     """The utterances of a manifest, in its order; that the audio exists is not checked here (see `asr.corpus.doctor`).
 
-    path:   one manifest, or several, to be read one after the other. A tar, a folder of tars or a pattern such as
-            shards/*.tar stands for the manifests beside them, in the order of their names.
+    path:   one manifest, or several, to be read one after the other; tars, folders of them and patterns such as
+            shards/*.tar stand for the manifests beside them.
     faults: takes the errors of all lines that are not as described above, which are left out then.
     raises: ManifestError naming file and line if it is missing, empty, not UTF-8, or has such a line.
     """
     named = map(locate, [path] if isinstance(path, (str, Path)) else path)
-    paths = [each for one in named for each in _manifests(one)]
+    paths = [each for one in named for each in manifests(one)]
     texts, rows, ends, speakers = bytearray(), bytearray(), [0], dict[str, int]()
     advice = "run the recipe's prepare.py first, or check the path"
     for path in paths:
@@ -131,38 +125,6 @@ def read(path: str | Path | Sequence[str | Path], faults: list[ManifestError] | 
     table = np.frombuffer(rows, _ROW)
     table["folder"] = np.repeat(np.arange(len(paths)), np.diff(ends))
     return Utterances([path.parent for path in paths], texts, table, list(speakers))
-
-
-def _manifests(path: Path) -> list[Path]:
-    """The manifests that a path stands for. raises: ManifestError."""
-    if "*" in path.name:
-        found = path.matches() if isinstance(path, Remote) else sorted(path.parent.glob(path.name))
-    elif isinstance(path, Remote) and not path.suffix and path.is_dir():
-        found = list(path.files(recursive=False))
-    elif os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
-        found = sorted(path.iterdir())
-    else:
-        return [path.with_suffix(".jsonl") if path.suffix == ".tar" else path]
-    shards = [one for one in found if one.suffix in (".tar", ".jsonl") and not one.name.endswith(".skipped.jsonl")]
-    if not shards:
-        raise ManifestError(
-            f"{path}: expected a manifest, or tars with one beside each, found none; asr shard makes some"
-        )
-    if "*" not in path.name:
-        _check_whole(path, shards)
-    return list(dict.fromkeys(one.with_suffix(".jsonl") for one in shards))
-
-
-def _check_whole(folder: Path, shards: Sequence[Path]) -> None:
-    """raises: ManifestError if a folder lacks a shard, as their names tell."""
-    named = [found for one in shards if (found := _SHARD.fullmatch(one.stem))]
-    for name, count in sorted({(found[1], found[3]) for found in named}):
-        there = {int(found[2]) for found in named if (found[1], found[3]) == (name, count)}
-        if gone := sorted({*range(min(int(count), _MOST_SHARDS))} - there):
-            raise ManifestError(
-                f"{folder}: expected {int(count)} shards, got {len(there)}; the first that is missing is "
-                f"{name}-{gone[0]:0{len(count)}}-of-{count}.tar; write or copy it, or name those to use: {folder}/*.tar"
-            )
 
 
 def _columns(lines: Sequence[dict[str, Any]], texts: bytearray, speakers: dict[str, int]) -> bytes:
@@ -201,15 +163,14 @@ def _columns(lines: Sequence[dict[str, Any]], texts: bytearray, speakers: dict[s
 
 def _place(place: object, name: str) -> tuple[int, int]:
     """The first byte of audio in a tar, and how many there are; (-1, 0) of a file. raises: ValueError."""
-    if place is None:
-        return -1, 0
-    if isinstance(place, list) and list(map(type, place)) == [int, int] and _IN_TAR in name:
-        start, size = place
-        if 0 <= start < 1 << 62 and 0 < size <= _MOST_BYTES:
+    match place:
+        case None:
+            return -1, 0
+        case [int(start), int(size)] if _IN_TAR in name and 0 <= start < 1 << 62 and 0 < size <= _MOST_BYTES:
             return start, size
     raise ValueError(
-        f"expected 'bytes' to be two whole numbers, where audio in X.tar/NAME begins and how much it is, at most "
-        f"{_MOST_BYTES}, got {str(place)[:60]} for {name[:60]!r}"
+        f"expected 'bytes' to be where audio in X.tar/NAME begins and how long it is, at most {_MOST_BYTES}, got "
+        f"{str(place)[:60]} for {name[:60]!r}"
     )
 
 
@@ -240,10 +201,10 @@ def write(path: str | Path, utterances: Iterable[Utterance]) -> None:
                 audio = utterance.audio
                 path = absolute(audio.tar if isinstance(audio, Member) else audio)
                 name = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
-                row: dict[str, Any] = {"audio_filepath": name}
+                row: dict[str, Any] = {"audio_filepath": name, "duration": round(utterance.duration_s, 6)}
+                row["text"] = utterance.text
                 if isinstance(audio, Member):
-                    row = {"audio_filepath": f"{name}/{audio.inside}", "bytes": [audio.start, audio.size]}
-                row |= {"duration": round(utterance.duration_s, 6), "text": utterance.text}
+                    row |= {"audio_filepath": f"{name}/{audio.inside}", "bytes": [audio.start, audio.size]}
                 if utterance.offset_s:
                     row["offset"] = round(utterance.offset_s, 6)
                 if utterance.speaker is not None:

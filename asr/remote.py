@@ -1,4 +1,5 @@
-"""Files that are elsewhere (s3://, gs://, http(s)://), by fsspec: paths that are opened, listed and written as local ones.
+"""Files that are elsewhere (s3://, gs://, http(s)://), by fsspec: paths that are opened, listed and written as local ones;
+and files in tars, which are opened where they stand.
 
 Only what a user names becomes such a path, by `locate`: a text that looks like an address is a file's name everywhere
 else, so that a server never goes where a client points.
@@ -18,10 +19,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
-from asr.errors import AsrError, OutputError
+from asr.errors import AsrError, ManifestError, OutputError
 
 _ADDRESS = re.compile(r"(s3|gs|https?|file):/+", re.IGNORECASE)
 _NEEDS = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+_SHARD = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})")
+_MOST_SHARDS = 10_000_000  # whatever a name says
 _CHUNK = 1 << 23  # bytes that are asked for at a time
 _TRIES = 5  # in a row without a byte
 _PAUSE_S = 0.5  # before the second try, twice as long before each later one
@@ -301,6 +304,38 @@ def read_members(members: Sequence[Member]) -> list[bytes]:
                 raise fault
             time.sleep(_PAUSE_S * 2 ** (failed - 1))
     return [found[number] for number in range(len(members))]
+
+
+def manifests(path: Path) -> list[Path]:
+    """A manifest; of a tar, a folder of tars or a pattern, the manifests beside them. raises: ManifestError."""
+    if "*" in path.name:
+        found = path.matches() if isinstance(path, Remote) else sorted(path.parent.glob(path.name))
+    elif isinstance(path, Remote) and not path.suffix and path.is_dir():
+        found = list(path.files(recursive=False))
+    elif os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
+        found = sorted(path.iterdir())
+    else:
+        return [path.with_suffix(".jsonl") if path.suffix == ".tar" else path]
+    shards = [one for one in found if one.suffix in (".tar", ".jsonl") and not one.name.endswith(".skipped.jsonl")]
+    if not shards:
+        raise ManifestError(
+            f"{path}: expected a manifest, or tars with one beside each, found none; asr shard makes some"
+        )
+    if "*" not in path.name:
+        _check_whole(path, shards)
+    return list(dict.fromkeys(one.with_suffix(".jsonl") for one in shards))
+
+
+def _check_whole(folder: Path, shards: Sequence[Path]) -> None:
+    """raises: ManifestError if a folder lacks a shard, as their names tell."""
+    named = [found for one in shards if (found := _SHARD.fullmatch(one.stem))]
+    for name, count in sorted({(found[1], found[3]) for found in named}):
+        there = {int(found[2]) for found in named if (found[1], found[3]) == (name, count)}
+        if gone := sorted({*range(min(int(count), _MOST_SHARDS))} - there):
+            raise ManifestError(
+                f"{folder}: expected {int(count)} shards, got {len(there)}; the first that is missing is "
+                f"{name}-{gone[0]:0{len(count)}}-of-{count}.tar; write or copy it, or name those to use: {folder}/*.tar"
+            )
 
 
 def _fault(error: Exception, name: str) -> OSError:

@@ -11,17 +11,8 @@ from asr.audio.files import (
     read,
     read_utterance,
 )
-from asr.audio.waveform import (
-    FULL_SCALE,
-    SAMPLE_RATE,
-    Converter,
-    Geometry,
-    Mixer,
-    as_int16,
-    as_samples,
-    as_waveform,
-    resample,
-)
+from asr.audio.sndfile import FULL_SCALE, as_int16
+from asr.audio.waveform import SAMPLE_RATE, Converter, Geometry, Mixer, as_samples, as_waveform, resample
 from asr.errors import AudioError
 
 __all__ = [

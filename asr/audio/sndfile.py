@@ -21,6 +21,7 @@ from asr.errors import AudioError
 _PIECE = 1 << 16
 _LEAST_PIECE = 1 << 13
 _UNKNOWN_LENGTH = 1 << 48  # frames; libsndfile gives 2^63 - 1 where the header has no length
+FULL_SCALE = 2**15  # of 16-bit samples
 
 
 class Decoded:
@@ -184,3 +185,8 @@ class _Silence:
 
 
 _silent = _Silence()
+
+
+def as_int16(waveform: np.ndarray) -> np.ndarray:
+    """A waveform in 16 bits, (N,) int16: of a recording that had no more, exactly its samples, as libsndfile scales them."""
+    return np.asarray(np.rint(waveform * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1), np.int16)

@@ -12,7 +12,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from asr.errors import AudioError
 
-FULL_SCALE = 2**15  # of 16-bit samples
 SAMPLE_RATE = 16_000  # Hz, the rate of every waveform inside the package
 # Hz; below, no speech is left, and one piece of a file with 1 Hz in its header would take 4 GB.
 _RATES = 1000, 1_000_000
@@ -177,11 +176,6 @@ def as_waveform(samples: Any, sample_rate: float, *, channel: int | None = None)
     converter = Converter(round(sample_rate), round(sample_rate), channel)
     mono = np.concatenate([converter.feed(as_samples(samples)), converter.flush()])
     return resample(mono, round(sample_rate), SAMPLE_RATE)  # whole: to the last bit as `resample` does it
-
-
-def as_int16(waveform: np.ndarray) -> np.ndarray:
-    """A waveform in 16 bits, (N,) int16: of a recording that had no more, exactly its samples."""
-    return np.asarray(np.rint(waveform * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1), np.int16)
 
 
 def as_samples(samples: Any) -> np.ndarray:

@@ -243,6 +243,7 @@ def export_manifest(
     from asr.corpus.lhotse import cuts
     from asr.files import write
     from asr.manifest import read
+    from asr.remote import Member
 
     if kaldi is None and lhotse is None:
         raise click.BadParameter("give one or both", param_hint="--kaldi, --lhotse")
@@ -253,24 +254,27 @@ def export_manifest(
         terminal.refuse_existing(file, overwrite)
     if lhotse is not None:
         terminal.refuse_existing(lhotse, overwrite)
+    utterances = read(manifest)
+    if any(isinstance(each.audio, Member) for each in utterances):
+        raise AsrError(f"{manifest}: expected audio in files, got some in tars, which no table of others can name")
     asked = [
         entries.Entry(each.id, each.audio, each.text, each.speaker, each.offset_s, each.duration_s)
-        for each in read(manifest)
+        for each in utterances
     ]
     with terminal.interruptible():
         with terminal.progress(terminal.stderr(False)) as progress:
             infos = entries.probe((entry.audio for entry in asked), progress)
-        utterances, skipped = entries.fit(asked, infos)
-        if utterances and kaldi is not None:
-            for name, content in files(utterances, infos).items():
+        fitted, skipped = entries.fit(asked, infos)
+        if fitted and kaldi is not None:
+            for name, content in files(fitted, infos).items():
                 write(kaldi / name, content, overwrite=True)
-        if utterances and lhotse is not None:
-            data = cuts(utterances, infos).encode()
+        if fitted and lhotse is not None:
+            data = cuts(fitted, infos).encode()
             packed = gzip.compress(data, compresslevel=6, mtime=0) if lhotse.suffix == ".gz" else data
             write(lhotse, packed, overwrite=True)
-        for target in targets if utterances else []:
-            terminal.note(f"{target}: {number_of(len(utterances), 'utterance')}")
-        list_skipped(skipped, targets[0], len(utterances), str(manifest))
+        for target in targets if fitted else []:
+            terminal.note(f"{target}: {number_of(len(fitted), 'utterance')}")
+        list_skipped(skipped, targets[0], len(fitted), str(manifest))
         if skipped:
             raise click.exceptions.Exit(1)
 

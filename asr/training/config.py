@@ -41,7 +41,7 @@ class _Section(BaseModel):
 
 
 class Data(_Section):
-    """What is trained on. Manifests are JSON lines (see `asr.manifest`); several are joined."""
+    """What is trained on. Manifests are JSON lines (see `asr.manifest`); several are joined; tars bring their own."""
 
     train: Annotated[tuple[_Path, ...], AfterValidator(_not_empty)]
     dev: _Path

@@ -231,5 +231,10 @@ def test_the_commands(asr: Run, tmp_path: Path) -> None:
     done = asr("import", "webdataset", *sorted(Path("out").glob("*.tar")), "-o", "again.jsonl")
     assert (done.status, done.complaint) == (0, "again.jsonl: 7 utterances, 0.00 h, 5 speakers\n")
     assert manifest.read("again.jsonl") == list(manifest.read("out"))
+    done = asr("export-manifest", "again.jsonl", "--kaldi", "kaldi")
+    assert (done.status, done.complaint) == (
+        1,
+        "asr: again.jsonl: expected audio in files, got some in tars, which no table of others can name\n",
+    )
     assert asr("shard", "train.jsonl", "-o", "x", "-f", "mp3").status == 2
     assert asr("shard", "train.jsonl", "-o", "x", "--shard", "3/2").status == 2
