@@ -22,6 +22,7 @@ from asr import audio
 from asr.errors import AsrError, number_of
 from asr.files import each as each_in_threads
 from asr.manifest import Utterance
+from asr.remote import manifests
 from asr.tokens import Tokens, min_frames
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def check(
     diagnosis = Diagnosis(utterances=len(utterances))
     findings = diagnosis.findings
     if manifest is not None:
-        findings += _check_bytes(manifest)
+        findings += [found for one in manifests(manifest) for found in _check_bytes(one)]
     for error in malformed:
         where, _, detail = str(error).partition(": ")
         findings.append(Finding("error", "malformed line", Path(where).name, detail))

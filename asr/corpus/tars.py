@@ -84,6 +84,7 @@ def write(shard: Shard, kind: str, progress: Progress | None = None) -> list[Ski
     if len(skipped) == len(encoded):
         return skipped
     utterances, keys = list[Utterance](), set[str]()
+    shard.manifest.unlink(missing_ok=True)  # it must not stand beside another tar; a store's object is replaced later
     with files.replaced(shard.tar) as file:
         for utterance, made in zip(shard.utterances, encoded, strict=True):
             if isinstance(made, Skipped):
@@ -216,13 +217,15 @@ def _files(raw: IO[bytes], tar: Path, skipped: list[Skipped]) -> Iterator[_File]
     """The recordings and texts in a tar, in its order; what else it holds is passed over. Nothing is unpacked."""
     end = raw.seek(0, os.SEEK_END)
     raw.seek(0)
-    count = 0
+    count = behind = 0
     damage = ""
     try:
         with tarfile.open(fileobj=cast("IO[bytes]", _Headers(raw)), mode="r:") as archive:
             while (header := archive.next()) is not None:
                 archive.members.clear()  # which would hold all that was seen
-                count += 1
+                if archive.offset <= behind:
+                    raise tarfile.ReadError("a file of less than nothing")
+                count, behind = count + 1, archive.offset
                 folder, _, name = header.name.rpartition("/")
                 key, _, suffix = name.partition(".")
                 suffix = f".{suffix.rpartition('.')[2].lower()}"
@@ -268,6 +271,6 @@ class _Headers:
         self.seek, self.tell, self._raw = raw.seek, raw.tell, raw
 
     def read(self, size: int) -> bytes:
-        if size > _MAX_TEXT:
+        if not 0 <= size <= _MAX_TEXT:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return self._raw.read(size)

@@ -171,6 +171,10 @@ def test_links_and_headers_that_lie(tmp_path: Path) -> None:
         [],
         ["expected a file, got a link or what is no plain one"],
     )
+    back = tarfile.TarInfo("a.wav")
+    back.size = -512  # over and over
+    (tmp_path / "x.tar").write_bytes(tarfile.TarInfo("b").tobuf() + back.tobuf(tarfile.GNU_FORMAT))
+    assert "damaged" in tars.read([tmp_path / "x.tar"])[1][0].reason
     huge = tarfile.TarInfo("pax")
     huge.type, huge.size = tarfile.XHDTYPE, 8_000_000_000
     (tmp_path / "x.tar").write_bytes(huge.tobuf() + bytes(4096))
