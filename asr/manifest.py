@@ -22,12 +22,10 @@ from pydantic_core import from_json
 
 from asr import files
 from asr.errors import ManifestError as ManifestError
-from asr.remote import Member, absolute, locate, manifests
+from asr.remote import Member, absolute, locate, manifests, place_in_tar
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"audio_filepath": str, "duration": (int, float), "text": str}
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {"offset": (int, float), "speaker": (str, int)}
-_IN_TAR = ".tar/"  # what the name of audio in a tar has in it
-_MOST_BYTES = 1 << 30  # of one recording in a tar
 # Where an utterance's audio and text stand among all of them, one after the other, and how long they are, in bytes;
 # seconds; the numbers of the manifest's folder and of the speaker, or -1; the first byte in a tar, or -1, and how many.
 _NAMES = ("at", "audio", "text", "duration_s", "offset_s", "folder", "speaker", "start", "size")
@@ -89,12 +87,8 @@ class Utterances(Sequence[Utterance]):
         name, said = (
             part.decode("utf-8", "surrogatepass") for part in (self._texts[at:end], self._texts[end : end + text])
         )
-        tar, inside, member = name.partition(_IN_TAR) if start >= 0 else (name, "", "")
-        tar = tar + inside.rstrip("/")
-        path = locate(tar) if "://" in tar else self._folders[folder] / tar
-        return Utterance(
-            Member.within(path, member, start, size) if inside else path, duration_s, said, offset_s, known
-        )
+        path = locate(name) if "://" in name else self._folders[folder] / name
+        return Utterance(path if start < 0 else Member.at(path, start, size), duration_s, said, offset_s, known)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
@@ -149,7 +143,7 @@ def _columns(lines: Sequence[dict[str, Any]], texts: bytearray, speakers: dict[s
         raise ValueError
     rows["start"], rows["size"] = -1, 0
     if {*map(type, places)} - {type(None)}:
-        rows["start"], rows["size"] = np.array(list(map(_place, places, audio)), np.int64).T
+        rows["start"], rows["size"] = np.array(list(map(place_in_tar, places, audio)), np.int64).T
     parts = [part for both in zip(audio, said, strict=True) for part in both]
     data = "".join(parts).encode("utf-8", "surrogatepass")
     counts = parts if len(data) == sum(map(len, parts)) else [part.encode("utf-8", "surrogatepass") for part in parts]
@@ -159,19 +153,6 @@ def _columns(lines: Sequence[dict[str, Any]], texts: bytearray, speakers: dict[s
     rows["speaker"] = [-1 if one is None else speakers.setdefault(str(one), len(speakers)) for one in speaker]
     texts += data
     return rows.tobytes()
-
-
-def _place(place: object, name: str) -> tuple[int, int]:
-    """The first byte of audio in a tar, and how many there are; (-1, 0) of a file. raises: ValueError."""
-    match place:
-        case None:
-            return -1, 0
-        case [int(start), int(size)] if _IN_TAR in name and 0 <= start < 1 << 62 and 0 < size <= _MOST_BYTES:
-            return start, size
-    raise ValueError(
-        f"expected 'bytes' to be where audio in X.tar/NAME begins and how long it is, at most {_MOST_BYTES}, got "
-        f"{str(place)[:60]} for {name[:60]!r}"
-    )
 
 
 def _checked(numbered: Iterable[tuple[str, str]], faults: list[ManifestError] | None) -> Iterator[dict[str, Any]]:
@@ -234,7 +215,7 @@ def _parse(line: str, where: str) -> dict[str, Any]:
         if row.get(key) is not None:
             _check_kind(row[key], kind, key, where)
     try:
-        _place(row.get("bytes"), row["audio_filepath"])
+        place_in_tar(row.get("bytes"), row["audio_filepath"])
     except ValueError as error:
         raise ManifestError(f"{where}: {error}") from None
     if not row["audio_filepath"]:

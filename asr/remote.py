@@ -23,6 +23,8 @@ from asr.errors import AsrError, ManifestError, OutputError
 
 _ADDRESS = re.compile(r"(s3|gs|https?|file):/+", re.IGNORECASE)
 _NEEDS = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+_IN_TAR = ".tar/"  # what the name of a file in a tar has in it
+_MOST_BYTES = 1 << 30  # of one recording in a tar
 _SHARD = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})")
 _MOST_SHARDS = 10_000_000  # whatever a name says
 _CHUNK = 1 << 23  # bytes that are asked for at a time
@@ -245,6 +247,12 @@ class Member(Remote):
         member._size = size
         return member
 
+    @classmethod
+    def at(cls, path: Path, start: int, size: int) -> Member:
+        """path: of the file, as if the tar were a folder."""
+        tar, _, name = (path.address if isinstance(path, Remote) else str(path)).rpartition(_IN_TAR)
+        return cls.within((Remote.of if isinstance(path, Remote) else Path)(f"{tar}.tar"), name, start, size)
+
     def __str__(self) -> str:
         return super().__str__() if isinstance(self.tar, Remote) else _Local.__str__(self)
 
@@ -268,6 +276,22 @@ class Member(Remote):
             reason = f"expected {self.size} bytes, as its manifest has it, got {len(content)}"
             raise OSError(errno.EIO, reason, str(self))
         return content
+
+
+def place_in_tar(place: object, name: str) -> tuple[int, int]:
+    """What a manifest says of audio in a tar: its first byte, and how many there are; (-1, 0) of a file.
+
+    raises: ValueError.
+    """
+    match place:
+        case None:
+            return -1, 0
+        case [int(start), int(size)] if _IN_TAR in name and 0 <= start < 1 << 62 and 0 < size <= _MOST_BYTES:
+            return start, size
+    raise ValueError(
+        f"expected 'bytes' to be where audio in X.tar/NAME begins and how long it is, at most {_MOST_BYTES}, got "
+        f"{str(place)[:60]} for {name[:60]!r}"
+    )
 
 
 def read_members(members: Sequence[Member]) -> list[bytes]:

@@ -111,6 +111,9 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
         (json.dumps(GOOD | {"offset": -1}), "offset >= 0"),
         (json.dumps(GOOD | {"offset": [1]}), "'offset' to be a number"),
         (json.dumps(GOOD | {"speaker": 1.5}), "'speaker' to be text"),
+        (json.dumps(GOOD | {"bytes": [0, 9]}), "'bytes' to be where audio in X.tar/NAME begins"),
+        (json.dumps(GOOD | {"audio_filepath": "x.tar/a.wav", "bytes": [0, 1 << 40]}), "at most 1073741824, got"),
+        (json.dumps(GOOD | {"audio_filepath": "x.tar/a.wav", "bytes": [-1, 9]}), "'bytes' to be where"),
     ],
 )
 def test_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
