@@ -222,7 +222,7 @@ def _files(raw: IO[bytes], tar: Path, skipped: list[Skipped]) -> Iterator[_File]
     try:
         with tarfile.open(fileobj=cast("IO[bytes]", _Headers(raw)), mode="r:") as archive:
             while (header := archive.next()) is not None:
-                archive.members.clear()  # which would hold all that was seen
+                archive.members.clear()  # type: ignore[attr-defined]  # which would hold all that was seen
                 if archive.offset <= behind:
                     raise tarfile.ReadError("a file of less than nothing")
                 count, behind = count + 1, archive.offset
