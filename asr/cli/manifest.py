@@ -166,7 +166,7 @@ def shard(
     left = [one for one in own if one not in there]
     failed = 0
     with (
-        terminal.interruptible("; --skip-existing goes on from here"),
+        terminal.interruptible(lambda: "; --skip-existing goes on from here"),
         terminal.progress(terminal.stderr(False)) as bar,
     ):
         task = bar.add_task("shards", total=len(left))
