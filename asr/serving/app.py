@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import logging
 import re
@@ -31,6 +32,7 @@ MAX_CONNECTIONS = 512  # beyond which those go that ask nothing, the oldest firs
 # Of one connection so many bytes are read before the others have their turn, or fewer where that takes longer: what comes in
 # chunks of a byte costs a thousand times as much as what does not.
 _TURN, _LEAST_TURN, _TURN_S = 16 << 10, 1 << 10, 0.001
+_ARENA_MAX = -8  # of mallopt, M_ARENA_MAX
 _LAST_WORDS_S = 3.0  # for streams, when the server ends
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _log = logging.getLogger("asr.serving")
@@ -77,6 +79,7 @@ async def run(settings: Settings, stop: asyncio.Event, ready: Callable[[str, Map
     for kind in (BadContentDispositionHeader, BadContentDispositionParam):  # which would show what clients send
         warnings.simplefilter("ignore", kind)
     _allow_descriptors()
+    _share_heaps()
     app = application(settings)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
     await runner.setup()  # the models too: the port opens when they are there
@@ -112,6 +115,13 @@ def _allow_descriptors() -> None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _share_heaps() -> None:
+    """Two heaps for all threads: glibc gives most threads one of their own, and what is free in one serves no other."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # of another C library
+            ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
 
 
 async def _listen(runner: web.AppRunner, settings: Settings, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
@@ -179,7 +189,7 @@ class _Connection(web.RequestHandler):
         began = time.thread_time()  # what other processes do meanwhile is not this client's doing
         super().data_received(data)
         spent_s, transport = max(1e-6, time.thread_time() - began), self.transport
-        if transport is not None and hasattr(transport, "max_size"):
+        if data and transport is not None and hasattr(transport, "max_size"):
             transport.max_size = max(_LEAST_TURN, min(_TURN, int(len(data) * _TURN_S / spent_s)))
 
     def handle_error(
