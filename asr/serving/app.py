@@ -30,7 +30,7 @@ MAX_LINE = 8190  # bytes of a header, and of the request's line
 MAX_HEADERS = 64
 MAX_CONNECTIONS = 512  # beyond which those go that ask nothing, the oldest first
 # Of one connection so many bytes are read before the others have their turn, or fewer where that takes longer: what comes in
-# chunks of a byte costs a thousand times as much as what does not.
+# chunks of a byte takes a thousand times as long as what does not.
 _TURN, _LEAST_TURN, _TURN_S = 16 << 10, 1 << 10, 0.001
 _ARENA_MAX = -8  # of mallopt, M_ARENA_MAX
 _LAST_WORDS_S = 3.0  # for streams, when the server ends

@@ -24,6 +24,8 @@ MAX_PARTS = 64
 MAX_LINES = 1000  # of boundaries and parts' headers; what is no file
 _PIECE = 64 << 10
 _WRITE = 1 << 20  # bytes that are written at a time
+_LEAST = 128  # bytes
+_TURN_S = 0.001  # of one body, before other clients have their turn
 
 
 @dataclass
@@ -53,7 +55,7 @@ async def received(request: web.Request, settings: Settings, folder: Path, part:
             )
         try:
             async with _in_time(request, settings):
-                form = MultipartReader(request.headers, _Lines(request.content))  # type: ignore[arg-type]
+                form = MultipartReader(request.headers, _Body(request.content))  # type: ignore[arg-type]
                 await _read(form, request, settings, folder, part, upload)
         except TimeoutError:
             raise ApiError(408, "upload_too_slow", "the file came too slowly; the server waits no longer") from None
@@ -104,17 +106,39 @@ async def _in_time(request: web.Request, settings: Settings) -> AsyncIterator[No
             watching.cancel()
 
 
-class _Lines:
-    """A body of which so many lines are read, and no more: a megabyte of empty ones would keep the server busy."""
+class _Body:
+    """A body that keeps the server busy for a moment at a time, however much of it has come, and in however small chunks.
+
+    Of its lines so many are read, and no more: of empty ones, there would be a million in a megabyte.
+    """
 
     def __init__(self, content: StreamReader) -> None:
         self._content, self._count = content, 0
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self._most = (
+            _PIECE  # bytes that are read at a time, fewer where these took long: in chunks of one, each takes 7 us
+        )
 
     async def readline(self, **limits: int) -> bytes:
         self._count += 1
         if self._count > MAX_LINES:
             raise invalid(f"expected at most {MAX_LINES} lines of boundaries and headers", "body")
+        await self._take_turns()
         return await self._content.readline(**limits)
+
+    async def read(self, size: int) -> bytes:
+        await self._take_turns()
+        began = self._loop.time()
+        piece = await self._content.read(min(size, self._most))
+        spent_s = max(1e-6, self._loop.time() - began)
+        self._most = max(_LEAST, min(_PIECE, int(len(piece) * _TURN_S / spent_s)))
+        return piece
+
+    async def _take_turns(self) -> None:
+        if self._loop.time() - self._since > _TURN_S:
+            await asyncio.sleep(0)
+            self._since = self._loop.time()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._content, name)

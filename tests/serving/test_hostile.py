@@ -101,6 +101,28 @@ def test_a_flood_leaves_others_their_turn(
     assert server.is_well()
 
 
+def test_a_body_in_chunks_of_a_byte_leaves_others_their_turn(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its reads may be a short one in a round of its own, though all of it has come."""
+    monkeypatch.setattr(upload, "_TURN_S", -1.0)
+    rounds: list[int] = []
+    read = upload._Body.read
+    content, kind = listening.form([("file", ("a.wav", b"x" * COUNT * upload._LEAST))])
+    lines = ["POST /v1/audio/transcriptions HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Type: {kind}"]
+    head = "\r\n".join([*lines, "Transfer-Encoding: chunked", "", ""]).encode()
+    with turns(server) as now:
+
+        async def noted(body: upload._Body, size: int) -> bytes:
+            rounds.append(now())
+            return await read(body, size)
+
+        monkeypatch.setattr(upload._Body, "read", noted)
+        answer = server.raw(head + b"".join(b"1\r\n%c\r\n" % byte for byte in content) + b"0\r\n\r\n")
+    assert b"invalid_audio" in answer
+    assert len(rounds) >= COUNT // 4
+    assert len(set(rounds)) == len(rounds)
+    assert server.is_well()
+
+
 def drain(connection: socket.socket) -> None:
     try:
         while connection.recv(1 << 16):
