@@ -93,8 +93,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def number_of(count: int, noun: str) -> str:
     """A count with its noun, for messages.
 
-    >>> number_of(1, "recording"), number_of(2, "recording"), number_of(0, "batch")
-    ('1 recording', '2 recordings', '0 batches')
+    >>> number_of(1, "recording"), number_of(2, "epoch"), number_of(0, "batch")
+    ('1 recording', '2 epochs', '0 batches')
     """
-    plural = "es" if noun.endswith(("ch", "ss")) else "s"
+    plural = "es" if noun.endswith(("tch", "ss")) else "s"
     return f"{count} {noun}{plural if count != 1 else ''}"
