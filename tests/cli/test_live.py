@@ -155,12 +155,12 @@ def test_wrong_usage(cli: Cli, options: list[str], message: str) -> None:
 def test_wrong_inputs(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("no sound")
     for options, message in (
-        (["--from", "missing.wav"], "no such file"),
-        (["--from", "text.wav"], "expected"),
-        (["--from", DIGITS, "--model", "nothing"], "expected a model file"),
-        (["--from", DIGITS, "--save", "missing/talk.wav", "--lm", "nothing"], "nothing"),
+        (["-m", "digits", "--from", "missing.wav"], "no such file"),
+        (["-m", "digits", "--from", "text.wav"], "expected"),
+        (["-m", "nothing", "--from", DIGITS], "expected a model file"),
+        (["-m", "digits", "--from", DIGITS, "--save", "missing/talk.wav", "--lm", "nothing"], "nothing"),
     ):
-        done = cli("live", "-m", "digits", "--quiet", *options)
+        done = cli("live", "--quiet", *options)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
         assert message in done.stderr
 
