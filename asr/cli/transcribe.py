@@ -195,7 +195,7 @@ def transcribe(asked: _Asked) -> None:
     if shard:
         total, found = len(found), batch.of_shard(found, shard, written=asked.output is not None)
         if total and not found and not quiet:
-            terminal.note(f"--shard {asked.shard}: has none of {number_of(total, 'recording')}")
+            terminal.note(f"--shard {asked.shard}: has none of the {number_of(total, 'recording')}")
     recordings = batch.by_channel(found, asked.track) if asked.channels == "split" else found
     if asked.output is None and len(recordings) > 1 and kinds[0] not in ("txt", "ctm", "jsonl"):
         raise click.BadParameter(
