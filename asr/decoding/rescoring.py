@@ -21,7 +21,7 @@ import numpy as np
 from asr.decoding.ctc import Hypothesis
 from asr.decoding.fusion import Decoding, is_character_model
 from asr.errors import DecodingError
-from asr.lm.model import EOS, SPECIAL_WORDS, UNK, NgramModel
+from asr.lm.model import EOS, UNK, NgramModel
 from asr.lm.neural import NeuralLm
 from asr.tokens import Tokens
 
@@ -53,11 +53,21 @@ class Rescorer:
         """(n,) float64, what is added to the scores of n texts."""
         with np.errstate(divide="ignore"):  # log 0, of which nothing is added
             log_shares = np.log([1 - self._decoding.neural_share, self._decoding.neural_share])
+        # What the search has in memory already tells the words' ids; the texts have most words in common.
+        lexicon = self._ngram.lexicon
+        ids = {word: int(lexicon.word[lexicon.find(word)]) for word in {word for text in texts for word in text.split()}}
         gains = np.zeros(len(texts))
-        both = zip(texts, self._ngram.log_probs_of(texts), self._neural.log_probs(texts), strict=True)
-        for row, (text, ngram, neural) in enumerate(both):
-            words = [*text.split(), SPECIAL_WORDS[EOS]]
-            known = (self._neural.ids(words) != UNK) & (self._ngram.ids(words) != UNK)
+        for row, (text, neural) in enumerate(zip(texts, self._neural.log_probs(texts), strict=True)):
+            words = [ids[word] for word in text.split()]
+            ngram = self._ngram_log_probs([*words, EOS])
+            known = np.append((self._neural.ids(text.split()) != UNK) & (np.array(words, np.int64) != UNK), True)
             mixed = np.logaddexp(log_shares[0] + ngram, log_shares[1] + neural)
             gains[row] = self._decoding.lm_weight * (mixed - ngram)[known].sum()
         return gains
+
+    def _ngram_log_probs(self, words: Sequence[int]) -> np.ndarray:
+        state, log_probs = self._ngram.start, []
+        for word in words:
+            log_prob, state = self._ngram.score_word(state, word)
+            log_probs.append(log_prob)
+        return np.array(log_probs)
