@@ -55,7 +55,9 @@ class Rescorer:
             log_shares = np.log([1 - self._decoding.neural_share, self._decoding.neural_share])
         # What the search has in memory already tells the words' ids; the texts have most words in common.
         lexicon = self._ngram.lexicon
-        ids = {word: int(lexicon.word[lexicon.find(word)]) for word in {word for text in texts for word in text.split()}}
+        ids = {
+            word: int(lexicon.word[lexicon.find(word)]) for word in {word for text in texts for word in text.split()}
+        }
         gains = np.zeros(len(texts))
         for row, (text, neural) in enumerate(zip(texts, self._neural.log_probs(texts), strict=True)):
             words = [ids[word] for word in text.split()]
