@@ -275,8 +275,8 @@ def _deliver_all(
                     raise attempt.result
                 audio_s += attempt.result.duration_s - start_s
                 asked.deliver(attempt.result, job, f"{terminal.line(job.source)}\t" if prefixed else "")
-                asked.tell(job, attempt.result, attempt.seconds)
                 done += 1
+                asked.tell(job, attempt.result, attempt.seconds)
             except AsrError as error:
                 terminal.complain(error)
             speed = audio_s / (perf_counter() - started)

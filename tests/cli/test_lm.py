@@ -457,7 +457,8 @@ def test_commands_speak_of_english_unless_told_otherwise(asr: Run) -> None:
     lm = find_model("english").with_suffix(".lm")
     assert asr("info").text == asr("info", "english").text
     done = asr("transcribe", "-v", SEVEN)
-    assert done.complaint.startswith(f"model english, {lm.with_suffix('.onnx')}, language model {lm}, 1 process\n")
+    files = f"{lm.with_suffix('.onnx')}, language model {lm}, rescored by {lm.with_suffix('.lstm')}"
+    assert done.complaint.startswith(f"model english, {files}, 1 process\n")
 
 
 # --- Wrong usage ---

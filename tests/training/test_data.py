@@ -474,6 +474,7 @@ def test_leaving_early_stops_the_loader(tmp_path: Path, monkeypatch: pytest.Monk
         return Corpus.load(got, items, epoch)
 
     monkeypatch.setattr(got, "load", load)
+    monkeypatch.setattr(data, "_LOADERS", 4)  # so few that some wait
     batches = got.batches([[Item(i)] for i in range(40)], 0)
     next(batches)
     assert isinstance(batches, Generator)

@@ -14,7 +14,7 @@ import torch
 from asr import Recognizer
 from asr.errors import CheckpointError, OutputError, TrainingError
 from asr.models import onnxfile
-from asr.training import checkpoint, config, export
+from asr.training import checkpoint, config, export, neural_lm
 from asr.training.model import AcousticModel
 
 ALPHABET = " abc"
@@ -151,6 +151,8 @@ def test_no_export_needs_an_operator_that_is_refused(tmp_path: Path) -> None:
             export.export(path, out, int8=int8)
             assert Recognizer(out).card["precision"] == ("int8" if int8 else "float32")
             found |= {f"{node.domain}.{node.op_type}".lstrip(".") for node in onnx.load(out).graph.node}
+    neural_lm.train(["the cat sat on a mat"], tmp_path / "a.lstm", neural_lm.Settings(embedding=16, hidden=16))
+    found |= {f"{node.domain}.{node.op_type}".lstrip(".") for node in onnx.load(tmp_path / "a.lstm").graph.node}
     assert found | {"Identity"} == set(onnxfile.OPERATORS.split())  # that one stands in files of schema 1
 
 
