@@ -65,11 +65,16 @@ class NeuralLm:
         found = [np.zeros(len(row)) for row in rows]
         at = np.zeros(len(rows), np.int64)  # where among the states is that of each text's words so far
         log_probs, states = self._step(np.array([BOS]), self._start)
-        for position in range(max(map(len, rows), default=0)):
-            going_on = np.array([number for number, row in enumerate(rows) if position < len(row)])
+        lengths = np.array([len(row) for row in rows], np.int64)
+        for position in range(lengths.max(initial=0)):
+            going_on = np.flatnonzero(position < lengths)
             words = np.array([rows[number][position] for number in going_on])
             for number, log_prob in zip(going_on, log_probs[at[going_on], words], strict=True):
                 found[number][position] = log_prob
+            longer = position + 1 < lengths[going_on]  # what follows the end of a text is not asked for
+            if not longer.any():
+                break
+            going_on, words = going_on[longer], words[longer]
             pairs, at[going_on] = np.unique(at[going_on] * len(self.words) + words, return_inverse=True)
             before, words = np.divmod(pairs, len(self.words))
             log_probs, states = self._step(words, states[:, before])
