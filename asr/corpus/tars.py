@@ -176,7 +176,10 @@ def _read(tar: Path) -> tuple[list[Utterance], list[Skipped]]:
         with tar.open("rb") as raw:
             for _, group in groupby(_files(raw, tar, skipped), lambda file: file.key):
                 one = _utterance(list(group), raw)
-                (utterances if isinstance(one, Utterance) else skipped).append(one)  # type: ignore[arg-type]
+                if isinstance(one, Utterance):
+                    utterances.append(one)
+                else:
+                    skipped.append(one)
     except OSError as error:
         raise CorpusError(f"{tar}: cannot be read: {error.strerror or error}; check the path and its mode") from None
     return utterances, skipped

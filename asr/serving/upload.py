@@ -116,9 +116,8 @@ class _Body:
         self._content, self._count = content, 0
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
-        self._most = (
-            _PIECE  # bytes that are read at a time, fewer where these took long: in chunks of one, each takes 7 us
-        )
+        # Bytes that are read at a time, fewer where these took long: in chunks of one, each takes 7 us.
+        self._most = _PIECE
 
     async def readline(self, **limits: int) -> bytes:
         self._count += 1
