@@ -301,20 +301,8 @@ def test_from_tars_killed_and_resumed_it_ends_as_from_files(
     reference, chosen = finished
     of_tars = config.parse(merge(config.to_dict(chosen), {"data__train": [str(in_tars)]}), "test")
     before = set(in_tars.iterdir())
-    real = checkpoint.save
-    left = 7  # of the second epoch
-
-    def save(path: Path, *rest: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Killed
-        real(path, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save)
-        with pytest.raises(Killed):
-            train(of_tars, tmp_path / "run")
+    with killed_at(7, "before", monkeypatch):  # in the second epoch
+        train(of_tars, tmp_path / "run")
     train(of_tars, tmp_path / "run", resume=True)
     assert_same_training(tmp_path / "run", reference)
     assert set(in_tars.iterdir()) == before  # nothing is decoded to a disk
@@ -381,6 +369,29 @@ class Killed(BaseException):
     """Stands for kill -9: nothing catches it."""
 
 
+@contextmanager
+def killed_at(write_number: int, moment: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The training within is killed before, within or after that write of a checkpoint, from 0."""
+    real, left = checkpoint.save, write_number
+
+    def save(path: Path, *rest: Any) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            real(path, *rest)
+            return
+        if moment == "within":
+            path.with_name(path.name + ".part").write_bytes(b"half a check")
+        if moment == "after":
+            real(path, *rest)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        with pytest.raises(Killed):
+            yield
+
+
 # Number of the write, and where in it. 3 epochs of 4 steps, a checkpoint after each step and each epoch, weights
 # after each epoch: steps 0-3, epoch 1, last; 6-9, epoch 2, last; 12-15, epoch 3, last; the model.
 KILLS = [
@@ -399,27 +410,10 @@ def test_killed_at_any_write_it_ends_the_same(
     tmp_path: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference, chosen = finished
-    real = checkpoint.save
     for number, (write_number, moment) in enumerate(KILLS):
-        left = write_number
-
-        def save(path: Path, *rest: Any, moment: str = moment) -> None:
-            nonlocal left
-            if left:
-                left -= 1
-                real(path, *rest)
-                return
-            if moment == "within":
-                path.with_name(path.name + ".part").write_bytes(b"half a check")
-            if moment == "after":
-                real(path, *rest)
-            raise Killed
-
         run = tmp_path / str(number)
-        with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "save", save)
-            with pytest.raises(Killed):
-                train(chosen, run)
+        with killed_at(write_number, moment, monkeypatch):
+            train(chosen, run)
         train(chosen, run, resume=True)
         assert_same_training(run, reference)
 
